@@ -1,0 +1,11 @@
+//! The vocabulary and the contracts every part of lenspool shares. No tensor library lives here,
+//! so the dispatcher builds in a minute on a login node.
+//!
+//! One direction: JSONL line -> [`prompt::Prompt`] -> [`tokenize`] -> [`plan`] -> [`job::Job`] ->
+//! [`queue`] -> (worker: patterns -> npz bytes) -> [`store`]. A stage takes the previous noun and
+//! gives the next; nothing calls back upstream.
+
+pub mod capture;
+pub mod job;
+pub mod prompt;
+pub mod queue;

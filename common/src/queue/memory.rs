@@ -1,0 +1,62 @@
+//! The embedded queue of `worker run`: a bounded channel. The planner waits when it is full, so
+//! memory does not grow with the number of prompts.
+
+use std::convert::Infallible;
+
+use tokio::sync::mpsc;
+
+use super::{Consume, Delivery, Publish, Settlement};
+use crate::job::{Failure, Job, JobId};
+
+/// Makes a queue that holds at most `capacity` jobs.
+pub fn queue(capacity: usize) -> (Publisher, Consumer) {
+    let (sender, receiver) = mpsc::channel(capacity.max(1));
+    (Publisher { sender }, Consumer { receiver, handed_back: Vec::new(), failed: Vec::new() })
+}
+
+/// The planning end. The queue ends once it is dropped and drained.
+#[derive(Debug)]
+pub struct Publisher {
+    sender: mpsc::Sender<Job>,
+}
+
+/// The computing end is gone, so nobody would run the job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the consumer of the embedded queue stopped")]
+pub struct Closed;
+
+impl Publish for Publisher {
+    type Error = Closed;
+
+    async fn publish(&mut self, job: Job) -> Result<(), Closed> {
+        self.sender.send(job).await.map_err(|_| Closed)
+    }
+}
+
+/// The computing end.
+#[derive(Debug)]
+pub struct Consumer {
+    receiver: mpsc::Receiver<Job>,
+    /// Jobs given back: the run ends without them and the next one plans them again.
+    pub handed_back: Vec<JobId>,
+    /// Prompts that failed, in the order they were settled.
+    pub failed: Vec<Failure>,
+}
+
+impl Consume for Consumer {
+    type Tag = JobId;
+    type Error = Infallible;
+
+    async fn next(&mut self) -> Result<Option<Delivery<JobId>>, Infallible> {
+        Ok(self.receiver.recv().await.map(|job| Delivery { tag: job.id.clone(), job, attempts: 0 }))
+    }
+
+    async fn settle(&mut self, tag: JobId, settlement: Settlement) -> Result<(), Infallible> {
+        match settlement {
+            Settlement::Done => {}
+            Settlement::HandBack => self.handed_back.push(tag),
+            Settlement::Failed(failures) => self.failed.extend(failures),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,59 @@
+//! The queue between those who plan and those who compute, as a contract.
+//!
+//! Two implementations stand behind it: [`memory`], embedded in one process, and RabbitMQ. A consumer
+//! holds a [`Delivery`] until it settles it; a delivery that is dropped unsettled goes back to the queue.
+
+use std::future::Future;
+
+use crate::job::{Failure, Job};
+
+pub mod memory;
+
+/// What a consumer says of a delivery it is finished with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// Every prompt is committed (or had failed before and is recorded): take the job off the queue.
+    Done,
+    /// Not begun, or interrupted: give it back untouched, for anyone, now.
+    HandBack,
+    /// Prompts failed; what the queue does (later, or never again) follows from their kinds.
+    Failed(Vec<Failure>),
+}
+
+/// A job in a consumer's hands, with what the queue needs to settle it.
+#[derive(Debug)]
+pub struct Delivery<T> {
+    /// The job.
+    pub job: Job,
+    /// How often it was tried before this delivery.
+    pub attempts: u32,
+    /// The queue's own handle.
+    pub tag: T,
+}
+
+/// Takes jobs in.
+pub trait Publish {
+    /// What can go wrong.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// Puts `job` in the queue; returns once the queue has taken responsibility for it. Waits while the queue is full.
+    fn publish(&mut self, job: Job) -> impl Future<Output = Result<(), Self::Error>> + Send;
+}
+
+/// Gives jobs out.
+pub trait Consume {
+    /// The queue's handle on a delivery.
+    type Tag: Send + 'static;
+    /// What can go wrong.
+    type Error: std::error::Error + Send + Sync + 'static;
+
+    /// The next job, or `None` when no more will come. Dropping the future loses no job.
+    fn next(&mut self) -> impl Future<Output = Result<Option<Delivery<Self::Tag>>, Self::Error>> + Send;
+
+    /// Settles a delivery.
+    fn settle(
+        &mut self,
+        tag: Self::Tag,
+        settlement: Settlement,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+}

@@ -1,0 +1,3 @@
+//! The `dispatcher` command.
+
+fn main() {}

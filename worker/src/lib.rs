@@ -1,0 +1,3 @@
+//! lenspool's worker: takes jobs, runs the model, keeps the attention patterns.
+
+pub mod engine;
