@@ -7,5 +7,6 @@
 
 pub mod capture;
 pub mod job;
+pub mod model;
 pub mod prompt;
 pub mod queue;

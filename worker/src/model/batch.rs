@@ -1,0 +1,73 @@
+//! How the prompts of a batch lie in the rows of the forward pass.
+//!
+//! Everything but attention works row by row on `[rows, d_model]`, whatever prompt a row belongs to.
+//! Attention works on groups of prompts padded to one length. On the CPU every prompt is its own group, so
+//! no row is padding; on a GPU a batch is one group, so that one kernel does it all.
+
+use std::ops::Range;
+
+/// Some prompts, one after the other, each taking `seq` rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Group {
+    /// Their first row.
+    pub(super) start: usize,
+    /// The prompts, as indices into the batch.
+    pub(super) prompts: Range<usize>,
+    /// Rows each takes, padding included.
+    pub(super) seq: usize,
+}
+
+impl Group {
+    /// How many prompts.
+    pub(super) fn batch(&self) -> usize {
+        self.prompts.len()
+    }
+
+    /// The rows it takes.
+    pub(super) fn rows(&self) -> Range<usize> {
+        self.start..self.start + self.batch() * self.seq
+    }
+}
+
+/// Every prompt a group of its own, cut into passes of at most `max_rows` rows (one prompt at least).
+pub(super) fn unpadded(lengths: &[usize], max_rows: usize) -> Vec<Vec<Group>> {
+    let mut passes: Vec<Vec<Group>> = Vec::new();
+    let mut rows = usize::MAX;
+    for (prompt, &seq) in lengths.iter().enumerate() {
+        if rows.saturating_add(seq) > max_rows {
+            passes.push(Vec::new());
+            rows = 0;
+        }
+        let group = Group { start: rows, prompts: prompt..prompt + 1, seq };
+        passes.last_mut().expect("pushed above").push(group);
+        rows += seq;
+    }
+    passes
+}
+
+/// All prompts in one group, padded to the longest.
+pub(super) fn padded(lengths: &[usize]) -> Vec<Vec<Group>> {
+    let seq = lengths.iter().copied().max().unwrap_or(0);
+    if lengths.is_empty() { Vec::new() } else { vec![vec![Group { start: 0, prompts: 0..lengths.len(), seq }]] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unpadded_prompts_fill_passes_in_order() {
+        let passes = unpadded(&[5, 4, 3, 20, 1], 10);
+        let shape: Vec<Vec<(usize, usize)>> =
+            passes.iter().map(|pass| pass.iter().map(|group| (group.start, group.seq)).collect()).collect();
+        assert_eq!(shape, [vec![(0, 5), (5, 4)], vec![(0, 3)], vec![(0, 20)], vec![(0, 1)]]);
+        assert_eq!(passes[3][0].prompts, 4..5);
+    }
+
+    #[test]
+    fn padded_prompts_take_the_longest_ones_rows() {
+        let passes = padded(&[5, 2]);
+        assert_eq!(passes, [vec![Group { start: 0, prompts: 0..2, seq: 5 }]]);
+        assert_eq!(passes[0][0].rows(), 0..10);
+    }
+}
