@@ -8,5 +8,8 @@
 pub mod capture;
 pub mod job;
 pub mod model;
+pub mod plan;
 pub mod prompt;
 pub mod queue;
+pub mod spool;
+pub mod tokenize;
