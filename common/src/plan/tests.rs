@@ -68,10 +68,10 @@ proptest! {
         let mut once = run.clone();
         once.sort_unstable();
         prop_assert!(once.into_iter().eq(0..items.len()));
-        prop_assert!(run.windows(2).all(|pair| {
+        for pair in run.windows(2) {
             let [a, b] = [items[pair[0]], items[pair[1]]];
-            a.n > b.n || (a.n == b.n && a.hash < b.hash)
-        }));
+            prop_assert!(a.n > b.n || (a.n == b.n && a.hash < b.hash));
+        }
         for batch in &batches {
             prop_assert!(batch.members.len() <= batch_size);
             prop_assert_eq!(batch.n, batch.members.iter().map(|&at| items[at].n).max().unwrap());
