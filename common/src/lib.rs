@@ -8,8 +8,5 @@
 pub mod capture;
 pub mod job;
 pub mod model;
-pub mod plan;
 pub mod prompt;
 pub mod queue;
-pub mod spool;
-pub mod tokenize;

@@ -1,3 +1,4 @@
 //! lenspool's worker: takes jobs, runs the model, keeps the attention patterns.
 
 pub mod engine;
+pub mod model;

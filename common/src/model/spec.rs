@@ -17,6 +17,8 @@ pub struct ModelSpec {
     pub architecture: String,
     /// Width of the residual stream.
     pub d_model: usize,
+    /// Width of a token's embedding; where it is not `d_model`, a projection leads from one to the other.
+    pub d_embed: usize,
     /// Width of the MLP's hidden layer.
     pub d_mlp: usize,
     /// Rows of the token embedding.
@@ -171,19 +173,82 @@ pub fn alibi_slopes(n_heads: usize) -> Vec<f32> {
 pub enum Family {
     /// GPT-2, DistilGPT-2.
     Gpt2,
+    /// GPT-Neo, TinyStories.
+    GptNeo,
+    /// GPT-J.
+    GptJ,
     /// GPT-NeoX, Pythia.
     GptNeoX,
+    /// OPT.
+    Opt,
+    /// BLOOM.
+    Bloom,
+    /// Llama 1 to 3, Yi and others of that form.
+    Llama,
+    /// Mistral.
+    Mistral,
+    /// Qwen 2, Qwen 2.5.
+    Qwen2,
+    /// Qwen 3.
+    Qwen3,
+    /// Gemma 1.
+    Gemma,
+    /// Gemma 2.
+    Gemma2,
+    /// Gemma 3, text only.
+    Gemma3,
+    /// Phi-1, Phi-1.5, Phi-2.
+    Phi,
+    /// Phi-3, Phi-4.
+    Phi3,
+    /// OLMo 2.
+    Olmo2,
+    /// StableLM.
+    StableLm,
 }
 
 impl Family {
     /// Every family, in the order users are told of them.
-    pub const ALL: [Family; 2] = [Family::Gpt2, Family::GptNeoX];
+    pub const ALL: [Family; 17] = [
+        Family::Gpt2,
+        Family::GptNeo,
+        Family::GptJ,
+        Family::GptNeoX,
+        Family::Opt,
+        Family::Bloom,
+        Family::Llama,
+        Family::Mistral,
+        Family::Qwen2,
+        Family::Qwen3,
+        Family::Gemma,
+        Family::Gemma2,
+        Family::Gemma3,
+        Family::Phi,
+        Family::Phi3,
+        Family::Olmo2,
+        Family::StableLm,
+    ];
 
     /// `model_type` in config.json.
     pub fn model_type(self) -> &'static str {
         match self {
             Family::Gpt2 => "gpt2",
+            Family::GptNeo => "gpt_neo",
+            Family::GptJ => "gptj",
             Family::GptNeoX => "gpt_neox",
+            Family::Opt => "opt",
+            Family::Bloom => "bloom",
+            Family::Llama => "llama",
+            Family::Mistral => "mistral",
+            Family::Qwen2 => "qwen2",
+            Family::Qwen3 => "qwen3",
+            Family::Gemma => "gemma",
+            Family::Gemma2 => "gemma2",
+            Family::Gemma3 => "gemma3_text",
+            Family::Phi => "phi",
+            Family::Phi3 => "phi3",
+            Family::Olmo2 => "olmo2",
+            Family::StableLm => "stablelm",
         }
     }
 
@@ -191,14 +256,43 @@ impl Family {
     pub fn title(self) -> &'static str {
         match self {
             Family::Gpt2 => "GPT-2",
+            Family::GptNeo => "GPT-Neo",
+            Family::GptJ => "GPT-J",
             Family::GptNeoX => "GPT-NeoX",
+            Family::Opt => "OPT",
+            Family::Bloom => "BLOOM",
+            Family::Llama => "Llama",
+            Family::Mistral => "Mistral",
+            Family::Qwen2 => "Qwen 2",
+            Family::Qwen3 => "Qwen 3",
+            Family::Gemma => "Gemma",
+            Family::Gemma2 => "Gemma 2",
+            Family::Gemma3 => "Gemma 3",
+            Family::Phi => "Phi",
+            Family::Phi3 => "Phi-3",
+            Family::Olmo2 => "OLMo 2",
+            Family::StableLm => "StableLM",
         }
     }
 
     /// TransformerLens 2.15, which pattern_lens is locked to, prepends BOS everywhere but for BLOOM and Qwen.
     pub fn default_prepend_bos(self) -> bool {
         match self {
-            Family::Gpt2 | Family::GptNeoX => true,
+            Family::Bloom | Family::Qwen2 | Family::Qwen3 => false,
+            Family::Gpt2
+            | Family::GptNeo
+            | Family::GptJ
+            | Family::GptNeoX
+            | Family::Opt
+            | Family::Llama
+            | Family::Mistral
+            | Family::Gemma
+            | Family::Gemma2
+            | Family::Gemma3
+            | Family::Phi
+            | Family::Phi3
+            | Family::Olmo2
+            | Family::StableLm => true,
         }
     }
 }

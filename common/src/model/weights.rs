@@ -16,8 +16,10 @@ pub type Header = BTreeMap<String, Vec<usize>>;
 pub struct WeightTable {
     /// What a name may begin with; checkpoints of the bare base model leave it out.
     pub prefix: &'static str,
-    /// `[d_vocab, d_model]`.
+    /// `[d_vocab, d_embed]`.
     pub token_embedding: &'static str,
+    /// From `d_embed` to `d_model`, where they differ.
+    pub embedding_projection: Option<LinearNames>,
     /// `[n_ctx + offset, d_model]`.
     pub position_embedding: Option<&'static str>,
     /// Applied to the embeddings before the first block.
@@ -58,13 +60,34 @@ pub struct LinearNames {
     pub bias: bool,
 }
 
-/// A norm: `{stem}.weight` and, where it has one, `{stem}.bias`.
+/// A linear layer's names.
+pub const fn linear(stem: &'static str, bias: bool) -> LinearNames {
+    LinearNames { stem, bias }
+}
+
+/// A norm: `{stem}.weight` and `{stem}.bias`, as far as it has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NormNames {
     /// The name without `.weight`.
     pub stem: &'static str,
-    /// Whether there is a `.bias`.
-    pub bias: bool,
+    /// Which of the two there are.
+    pub affine: Affine,
+}
+
+/// A norm's names.
+pub const fn norm(stem: &'static str, affine: Affine) -> NormNames {
+    NormNames { stem, affine }
+}
+
+/// What a norm does after normalizing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Affine {
+    /// Nothing.
+    None,
+    /// Multiplies with its weight.
+    Weight,
+    /// Multiplies with its weight and adds its bias.
+    WeightAndBias,
 }
 
 /// How attention, MLP and norms are wired around the residual stream `x`.
@@ -90,8 +113,22 @@ pub enum Residual<N> {
         /// Before the MLP.
         mlp: N,
     },
-    /// `x += attention(attn(x)); x += mlp(mlp(x))`.
+    /// `x = attention(x); x += attn(x); x = mlp(x); x += mlp(x)`: the stream goes on from the norms.
+    StreamNorm {
+        /// Before attention.
+        attention: N,
+        /// Before the MLP.
+        mlp: N,
+    },
+    /// `x = attention(x + attn(x)); x = mlp(x + mlp(x))`, the first transformers' way.
     PostNorm {
+        /// After attention is added.
+        attention: N,
+        /// After the MLP is added.
+        mlp: N,
+    },
+    /// `x += attention(attn(x)); x += mlp(mlp(x))`.
+    OutputNorm {
         /// On attention's output.
         attention: N,
         /// On the MLP's output.
@@ -121,8 +158,14 @@ impl<N> Residual<N> {
             Residual::ParallelTwoNorms { attention, mlp } => {
                 Residual::ParallelTwoNorms { attention: f(attention)?, mlp: f(mlp)? }
             }
+            Residual::StreamNorm { attention, mlp } => {
+                Residual::StreamNorm { attention: f(attention)?, mlp: f(mlp)? }
+            }
             Residual::PostNorm { attention, mlp } => {
                 Residual::PostNorm { attention: f(attention)?, mlp: f(mlp)? }
+            }
+            Residual::OutputNorm { attention, mlp } => {
+                Residual::OutputNorm { attention: f(attention)?, mlp: f(mlp)? }
             }
             Residual::Sandwich { pre_attention, post_attention, pre_mlp, post_mlp } => Residual::Sandwich {
                 pre_attention: f(pre_attention)?,
@@ -167,7 +210,7 @@ pub enum FusedOrder {
 /// A norm on queries and one on keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QkNorm<N> {
-    /// What is normalized as one.
+    /// What is normalized as one, and with which weight.
     pub span: QkNormSpan,
     /// On queries.
     pub q: N,
@@ -180,6 +223,8 @@ pub struct QkNorm<N> {
 pub enum QkNormSpan {
     /// Each head, with one weight of `d_head` for all of them.
     Head,
+    /// Each head, with a weight of its own: `{h}` in its name stands for the head.
+    OwnHead,
     /// All heads together, with a weight as wide.
     Whole,
 }
@@ -215,8 +260,10 @@ pub enum Mlp<L> {
 /// Where in a checkpoint each weight is. Made by [`Plan::new`], so every name exists with the right shape.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    /// `[d_vocab, d_model]`.
+    /// `[d_vocab, d_embed]`.
     pub token_embedding: String,
+    /// From `d_embed` to `d_model`.
+    pub embedding_projection: Option<LinearPlan>,
     /// `[positions + offset, d_model]`.
     pub position_embedding: Option<String>,
     /// On the embeddings.
@@ -248,13 +295,17 @@ pub struct LayerPlan {
     pub down: LinearPlan,
 }
 
-/// A norm's tensors.
+/// A norm's tensors. It normalizes `count` stretches of `width` values, each on its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NormPlan {
-    /// The weight's name.
-    pub weight: String,
-    /// The bias's name.
-    pub bias: Option<String>,
+    /// How much is normalized as one.
+    pub width: usize,
+    /// How often that is in a row.
+    pub count: usize,
+    /// Weights of `width`: one for all stretches, one each, or none.
+    pub weight: Vec<String>,
+    /// Biases, likewise.
+    pub bias: Vec<String>,
 }
 
 /// A linear layer as a selection of a stored one's output features.
@@ -333,7 +384,10 @@ impl Plan {
         let table = &spec.weights;
         let mut finder = Finder::new(table.prefix, header);
 
-        let token_embedding = finder.tensor(table.token_embedding, 0, &[spec.d_vocab, spec.d_model]);
+        let token_embedding = finder.tensor(table.token_embedding, 0, &[spec.d_vocab, spec.d_embed]);
+        let embedding_projection = table
+            .embedding_projection
+            .map(|names| finder.whole(names, table.layout, 0, [spec.d_embed, spec.d_model]));
         let position_embedding = table.position_embedding.map(|template| {
             let offset = match spec.positions {
                 Positions::Learned { offset } => offset,
@@ -341,10 +395,10 @@ impl Plan {
             };
             finder.tensor(template, 0, &[spec.n_ctx + offset, spec.d_model])
         });
-        let embedding_norm = table.embedding_norm.map(|names| finder.norm(names, 0, spec.d_model));
+        let embedding_norm = table.embedding_norm.map(|names| finder.norm(names, 0, spec.d_model, 1));
         let layers = (0..spec.n_layers()).map(|layer| finder.layer(spec, layer)).collect();
         if let Some(names) = table.final_norm {
-            finder.norm(names, 0, spec.d_model);
+            finder.norm(names, 0, spec.d_model, 1);
         }
         for template in table.unused {
             for layer in 0..if template.contains("{i}") { spec.n_layers() } else { 1 } {
@@ -352,7 +406,7 @@ impl Plan {
             }
         }
         finder.finish()?;
-        Ok(Plan { token_embedding, position_embedding, embedding_norm, layers })
+        Ok(Plan { token_embedding, embedding_projection, position_embedding, embedding_norm, layers })
     }
 }
 
@@ -397,11 +451,19 @@ impl<'a> Finder<'a> {
         self.unread.remove(bare.as_str());
     }
 
-    fn norm(&mut self, names: NormNames, layer: usize, width: usize) -> NormPlan {
-        NormPlan {
-            weight: self.tensor(&format!("{}.weight", names.stem), layer, &[width]),
-            bias: names.bias.then(|| self.tensor(&format!("{}.bias", names.stem), layer, &[width])),
-        }
+    /// A norm on `count` stretches of `width`; with `{h}` in its name, each has its own weight.
+    fn norm(&mut self, names: NormNames, layer: usize, width: usize, count: usize) -> NormPlan {
+        let tensors = if names.stem.contains("{h}") { count } else { 1 };
+        let mut all = |kind: &str| {
+            let name = |h: usize| format!("{}.{kind}", names.stem.replace("{h}", &h.to_string()));
+            (0..tensors).map(|h| self.tensor(&name(h), layer, &[width])).collect()
+        };
+        let (weight, bias) = match names.affine {
+            Affine::None => (Vec::new(), Vec::new()),
+            Affine::Weight => (all("weight"), Vec::new()),
+            Affine::WeightAndBias => (all("weight"), all("bias")),
+        };
+        NormPlan { width, count, weight, bias }
     }
 
     /// A stored linear layer, cut into parts of its output features.
@@ -440,7 +502,7 @@ impl<'a> Finder<'a> {
         let (q_out, kv_out) = (spec.n_heads * d_head, spec.n_kv_heads * d_head);
         let Ok(residual) = table
             .residual
-            .try_map(|names| Ok::<_, std::convert::Infallible>(self.norm(*names, layer, d_model)));
+            .try_map(|names| Ok::<_, std::convert::Infallible>(self.norm(*names, layer, d_model, 1)));
 
         let [q, k, v] = match table.qkv {
             Qkv::Separate { q, k, v } => [
@@ -463,14 +525,15 @@ impl<'a> Finder<'a> {
             }
         };
         let qk_norm = table.qk_norm.map(|norms| {
-            let (q_width, k_width) = match norms.span {
-                QkNormSpan::Head => (d_head, d_head),
-                QkNormSpan::Whole => (q_out, kv_out),
+            let (q_heads, k_heads) = (spec.n_heads, spec.n_kv_heads);
+            let (q, k) = match norms.span {
+                QkNormSpan::Head | QkNormSpan::OwnHead => ((d_head, q_heads), (d_head, k_heads)),
+                QkNormSpan::Whole => ((q_out, 1), (kv_out, 1)),
             };
             QkNorm {
                 span: norms.span,
-                q: self.norm(norms.q, layer, q_width),
-                k: self.norm(norms.k, layer, k_width),
+                q: self.norm(norms.q, layer, q.0, q.1),
+                k: self.norm(norms.k, layer, k.0, k.1),
             }
         });
         let attention_out = self.whole(table.attention_out, table.layout, layer, [q_out, d_model]);

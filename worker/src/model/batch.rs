@@ -6,6 +6,28 @@
 
 use std::ops::Range;
 
+/// How prompts are laid into rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Packing {
+    /// Every prompt a group of its own, in passes of at most so many rows.
+    Unpadded {
+        /// Rows of a pass; a longer prompt still goes, alone.
+        max_rows: usize,
+    },
+    /// The whole batch one group.
+    Padded,
+}
+
+impl Packing {
+    /// The passes of a batch whose prompts have these lengths.
+    pub(super) fn passes(self, lengths: &[usize]) -> Vec<Vec<Group>> {
+        match self {
+            Packing::Unpadded { max_rows } => unpadded(lengths, max_rows),
+            Packing::Padded => padded(lengths),
+        }
+    }
+}
+
 /// Some prompts, one after the other, each taking `seq` rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Group {
@@ -30,7 +52,7 @@ impl Group {
 }
 
 /// Every prompt a group of its own, cut into passes of at most `max_rows` rows (one prompt at least).
-pub(super) fn unpadded(lengths: &[usize], max_rows: usize) -> Vec<Vec<Group>> {
+fn unpadded(lengths: &[usize], max_rows: usize) -> Vec<Vec<Group>> {
     let mut passes: Vec<Vec<Group>> = Vec::new();
     let mut rows = usize::MAX;
     for (prompt, &seq) in lengths.iter().enumerate() {
@@ -46,9 +68,13 @@ pub(super) fn unpadded(lengths: &[usize], max_rows: usize) -> Vec<Vec<Group>> {
 }
 
 /// All prompts in one group, padded to the longest.
-pub(super) fn padded(lengths: &[usize]) -> Vec<Vec<Group>> {
+fn padded(lengths: &[usize]) -> Vec<Vec<Group>> {
     let seq = lengths.iter().copied().max().unwrap_or(0);
-    if lengths.is_empty() { Vec::new() } else { vec![vec![Group { start: 0, prompts: 0..lengths.len(), seq }]] }
+    if lengths.is_empty() {
+        Vec::new()
+    } else {
+        vec![vec![Group { start: 0, prompts: 0..lengths.len(), seq }]]
+    }
 }
 
 #[cfg(test)]

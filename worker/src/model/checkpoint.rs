@@ -74,7 +74,8 @@ impl Checkpoint {
             }
             let absent = |name: &&String| !checkpoint.tensors.contains_key(*name);
             if let Some(name) = index.weight_map.keys().filter(absent).min() {
-                let reason = format!("it places {name} in {}, which does not hold it", index.weight_map[name]);
+                let reason =
+                    format!("it places {name} in {}, which does not hold it", index.weight_map[name]);
                 return Err(LoadError::BadFile { path: index_path, reason });
             }
         } else {
@@ -85,7 +86,8 @@ impl Checkpoint {
 
     fn add_shard(&mut self, path: &Path) -> Result<(), LoadError> {
         let bad = |reason: String| LoadError::BadFile { path: path.to_owned(), reason };
-        let unreadable = |error: std::io::Error| LoadError::Read { path: path.to_owned(), reason: error.to_string() };
+        let unreadable =
+            |error: std::io::Error| LoadError::Read { path: path.to_owned(), reason: error.to_string() };
         let file = fs_err::File::open(path).map_err(unreadable)?;
         // SAFETY: the map is read-only. A file that another process truncates while it is mapped would
         // fault; model files are written once and never changed in place.
@@ -132,9 +134,18 @@ impl Checkpoint {
 }
 
 impl Values<'_> {
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        match self.kind {
+            Kind::F32 => self.bytes.len() / 4,
+            Kind::F16 | Kind::Bf16 => self.bytes.len() / 2,
+        }
+    }
+
     /// Copies the values from `start` on into `out`, as f32.
     pub(super) fn read(&self, start: usize, out: &mut [f32]) {
-        let bytes = |width: usize| &self.bytes[start * width..(start + out.len()) * width];
+        let len = out.len();
+        let bytes = |width: usize| &self.bytes[start * width..(start + len) * width];
         match self.kind {
             Kind::F32 => {
                 for (value, bytes) in out.iter_mut().zip(bytes(4).chunks_exact(4)) {

@@ -25,7 +25,9 @@ pub struct UnknownDevice(String);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
     /// Built without the cuda feature.
-    #[error("--device cuda:{0}: this worker was built without CUDA; build it with `--features cuda` or use --device cpu")]
+    #[error(
+        "--device cuda:{0}: this worker was built without CUDA; build it with `--features cuda` or use --device cpu"
+    )]
     NotBuilt(usize),
     /// Fewer GPUs than that.
     #[error(

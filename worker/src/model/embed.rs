@@ -4,10 +4,17 @@
 
 use std::sync::Arc;
 
-use common::model::{spec::{ModelSpec, Positions}, weights::Plan};
+use common::model::{
+    spec::{ModelSpec, Positions},
+    weights::Plan,
+};
 use rayon::prelude::*;
 
-use super::{LoadError, batch::Group, checkpoint::Checkpoint};
+use super::{
+    LoadError,
+    batch::Group,
+    checkpoint::{Checkpoint, Values},
+};
 use crate::engine::EngineError;
 
 /// Token and learned position embeddings.
@@ -16,6 +23,7 @@ pub(super) struct Embedding {
     tokens: String,
     /// The table's name and how many of its first rows no position uses.
     positions: Option<(String, usize)>,
+    d_embed: usize,
     d_model: usize,
     d_vocab: usize,
     n_ctx: usize,
@@ -37,6 +45,7 @@ impl Embedding {
             checkpoint,
             tokens: plan.token_embedding.clone(),
             positions: plan.position_embedding.clone().map(|name| (name, offset)),
+            d_embed: spec.d_embed,
             d_model: spec.d_model,
             d_vocab: spec.d_vocab,
             n_ctx: spec.n_ctx,
@@ -65,37 +74,58 @@ impl Embedding {
         }
     }
 
-    /// The rows of `groups`, in order, for prompts that passed [`Self::check`]. Padding rows are token 0's.
+    /// The rows of `groups`, in order, for prompts that passed [`Self::check`]: token plus position.
+    /// Padding rows are token 0's.
     pub(super) fn rows(&self, prompts: &[Vec<u32>], groups: &[Group]) -> Result<Vec<f32>, EngineError> {
-        let bug = |error: LoadError| EngineError::Device(error.to_string());
-        let tokens = self.checkpoint.values(&self.tokens).map_err(bug)?;
-        let positions = match &self.positions {
-            None => None,
-            Some((name, offset)) => Some((self.checkpoint.values(name).map_err(bug)?, *offset)),
-        };
-        let places: Vec<(usize, usize)> = groups
-            .iter()
-            .flat_map(|group| {
-                group.prompts.clone().flat_map(|prompt| {
-                    let ids = &prompts[prompt];
-                    (0..group.seq).map(|at| (ids.get(at).map_or(0, |id| *id as usize), at))
-                })
-            })
-            .collect();
-        let mut rows = vec![0.0; places.len() * self.d_model];
-        rows.par_chunks_mut(self.d_model).zip(&places).with_min_len(16).for_each(|(row, &(id, at))| {
-            tokens.read(id * self.d_model, row);
-            if self.scale != 1.0 {
-                row.iter_mut().for_each(|value| *value *= self.scale);
-            }
-            if let Some((table, offset)) = &positions {
-                let mut position = vec![0.0; self.d_model];
-                // A padding row can lie past the table; its values are never used.
-                let at = at.min(self.n_ctx - 1);
-                table.read((at + offset) * self.d_model, &mut position);
-                row.iter_mut().zip(&position).for_each(|(value, position)| *value += position);
-            }
-        });
+        let (mut rows, positions) = self.rows_apart(prompts, groups)?;
+        if let Some(positions) = positions {
+            let width = 1 << 14;
+            rows.par_chunks_mut(width).zip(positions.par_chunks(width)).for_each(|(rows, positions)| {
+                rows.iter_mut().zip(positions).for_each(|(value, position)| *value += position);
+            });
+        }
         Ok(rows)
     }
+
+    /// As [`Self::rows`], `[rows, d_embed]` of tokens and `[rows, d_model]` of positions not yet added.
+    pub(super) fn rows_apart(
+        &self,
+        prompts: &[Vec<u32>],
+        groups: &[Group],
+    ) -> Result<(Vec<f32>, Option<Vec<f32>>), EngineError> {
+        let bug = |error: LoadError| EngineError::Device(error.to_string());
+        let table = self.checkpoint.values(&self.tokens).map_err(bug)?;
+        let ids = places(groups, |prompt, at| prompts[prompt].get(at).map_or(0, |id| *id as usize));
+        let mut tokens = gather(table, &ids, self.d_embed);
+        if self.scale != 1.0 {
+            tokens.iter_mut().for_each(|value| *value *= self.scale);
+        }
+        let Some((name, offset)) = &self.positions else { return Ok((tokens, None)) };
+        let table = self.checkpoint.values(name).map_err(bug)?;
+        // A padding row can lie past the table; its values are never used.
+        let rows = places(groups, |_, at| at.min(self.n_ctx - 1) + offset);
+        Ok((tokens, Some(gather(table, &rows, self.d_model))))
+    }
+}
+
+/// What `of(prompt, position)` says for every row.
+fn places(groups: &[Group], of: impl Fn(usize, usize) -> usize) -> Vec<usize> {
+    let of = &of;
+    groups
+        .iter()
+        .flat_map(|group| {
+            group.prompts.clone().flat_map(move |prompt| (0..group.seq).map(move |at| of(prompt, at)))
+        })
+        .collect()
+}
+
+/// Rows of a table, one after the other.
+fn gather(table: Values<'_>, rows: &[usize], width: usize) -> Vec<f32> {
+    let mut gathered = vec![0.0; rows.len() * width];
+    gathered
+        .par_chunks_mut(width)
+        .zip(rows)
+        .with_min_len(16)
+        .for_each(|(out, row)| table.read(row * width, out));
+    gathered
 }

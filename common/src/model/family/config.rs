@@ -181,10 +181,30 @@ impl Keys {
         self.architecture.clone().unwrap_or_else(|| usual.to_owned())
     }
 
-    /// The value of `key`, or `default` where it is absent or null.
-    pub(super) fn take<T: FromValue>(&mut self, key: &str, default: Option<T>) -> Result<T, SpecError> {
-        match self.unread.remove(key) {
-            None | Some(Value::Null) => default.or_else(T::absent).ok_or_else(|| SpecError::Missing {
+    /// The value of `key` or of one of its other names; `default` where it is absent. Null is a value
+    /// like any other: Hugging Face takes it for "none", not for the default.
+    pub(super) fn take<T: FromValue>(
+        &mut self,
+        key: &str,
+        aliases: &[&str],
+        default: Option<T>,
+    ) -> Result<T, SpecError> {
+        let mut found = self.unread.remove(key);
+        for alias in aliases {
+            let other = self.unread.remove(*alias);
+            if let (Some(other), Some(found)) = (&other, &found)
+                && other != found
+            {
+                return Err(self.unsupported(
+                    alias,
+                    other,
+                    &format!("{found}, which its other name `{key}` says"),
+                ));
+            }
+            found = found.or(other);
+        }
+        match found {
+            None => default.or_else(T::absent).ok_or_else(|| SpecError::Missing {
                 path: self.path.clone(),
                 key: key.to_owned(),
                 family: self.family,
@@ -265,7 +285,7 @@ pub(super) trait FromValue: Sized {
     const EXPECTED: &'static str;
     /// The value, if it is one.
     fn from_value(value: &Value) -> Option<Self>;
-    /// What an absent or null key means where nothing else is said.
+    /// What an absent key means where nothing else is said.
     fn absent() -> Option<Self> {
         None
     }
@@ -306,6 +326,13 @@ impl FromValue for Map<String, Value> {
     }
 }
 
+impl FromValue for Value {
+    const EXPECTED: &'static str = "anything";
+    fn from_value(value: &Value) -> Option<Self> {
+        Some(value.clone())
+    }
+}
+
 impl<T: FromValue> FromValue for Vec<T> {
     const EXPECTED: &'static str = "a list";
     fn from_value(value: &Value) -> Option<Self> {
@@ -316,11 +343,36 @@ impl<T: FromValue> FromValue for Vec<T> {
 impl<T: FromValue> FromValue for Option<T> {
     const EXPECTED: &'static str = T::EXPECTED;
     fn from_value(value: &Value) -> Option<Self> {
-        T::from_value(value).map(Some)
+        if value.is_null() { Some(None) } else { T::from_value(value).map(Some) }
     }
     fn absent() -> Option<Self> {
         Some(None)
     }
+}
+
+/// Which layers slide: as `layer_types` says, or where it is absent as is `usual` for the layer's index.
+pub(super) fn sliding_layers(
+    keys: &Keys,
+    layer_types: Option<&[String]>,
+    n_layers: usize,
+    usual: impl Fn(usize) -> bool,
+) -> Result<Vec<bool>, SpecError> {
+    let Some(types) = layer_types else { return Ok((0..n_layers).map(usual).collect()) };
+    if types.len() != n_layers {
+        let supported = format!("as many as `num_hidden_layers` ({n_layers})");
+        return Err(keys.unsupported("layer_types", &Value::from(types.to_vec()), &supported));
+    }
+    types
+        .iter()
+        .map(|kind| match kind.as_str() {
+            "sliding_attention" => Ok(true),
+            "full_attention" => Ok(false),
+            _ => {
+                let supported = "sliding_attention, full_attention";
+                Err(keys.unsupported("layer_types", &Value::from(kind.as_str()), supported))
+            }
+        })
+        .collect()
 }
 
 /// An MLP nonlinearity as Hugging Face names it.
@@ -355,13 +407,15 @@ impl FromValue for ActivationName {
     }
 }
 
-/// Declares a family's HF configuration: the keys it reads with their types and HF's defaults, the keys
-/// of which only one value is supported, and the keys that change no pattern.
+/// Declares a family's HF configuration: the keys it reads (`key | other_name: type = HF's default`), the
+/// keys of which only one value is supported, and the keys that change no pattern.
 macro_rules! hf_config {
     (
         $(#[$doc:meta])*
-        struct $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty $(= $default:expr)?),* $(,)? }
-        only { $($only:ident: $value:expr),* $(,)? }
+        struct $name:ident {
+            $($(#[$field_doc:meta])* $field:ident $(| $alias:ident)*: $type:ty $(= $default:expr)?),* $(,)?
+        }
+        only { $($only:ident: $value:tt),* $(,)? }
         unused { $($unused:ident),* $(,)? }
     ) => {
         $(#[$doc])*
@@ -373,9 +427,13 @@ macro_rules! hf_config {
                 -> Result<Self, $crate::model::family::config::SpecError>
             {
                 let config = $name {
-                    $($field: keys.take(stringify!($field), hf_config!(@default $($default)?))?),*
+                    $($field: keys.take(
+                        stringify!($field),
+                        &[$(stringify!($alias)),*],
+                        hf_config!(@default $($default)?),
+                    )?),*
                 };
-                $(keys.only(stringify!($only), &serde_json::Value::from($value))?;)*
+                $(keys.only(stringify!($only), &serde_json::json!($value))?;)*
                 keys.finish(&[$(stringify!($unused)),*])?;
                 Ok(config)
             }

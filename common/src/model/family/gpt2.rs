@@ -3,17 +3,17 @@
 use super::config::{ActivationName, Keys, SpecError, hf_config};
 use crate::model::{
     spec::{Family, LayerSpec, ModelSpec, Norm, NormKind, Positions},
-    weights::{FusedOrder, Layout, LinearNames, Mlp, NormNames, Qkv, Residual, WeightTable},
+    weights::{Affine, FusedOrder, Layout, Mlp, Qkv, Residual, WeightTable, linear, norm},
 };
 
 hf_config! {
     /// transformers' `GPT2Config`.
     struct Config {
         vocab_size: usize = 50257,
-        n_positions: usize = 1024,
-        n_embd: usize = 768,
-        n_layer: usize = 12,
-        n_head: usize = 12,
+        n_positions | max_position_embeddings: usize = 1024,
+        n_embd | hidden_size: usize = 768,
+        n_layer | num_hidden_layers: usize = 12,
+        n_head | num_attention_heads: usize = 12,
         /// Four times the width where it is absent.
         n_inner: Option<usize>,
         activation_function: ActivationName = ActivationName::known("gelu_new"),
@@ -42,6 +42,7 @@ pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
         family: Family::Gpt2,
         architecture: keys.architecture("GPT2LMHeadModel"),
         d_model: config.n_embd,
+        d_embed: config.n_embd,
         d_mlp: config.n_inner.unwrap_or(4 * config.n_embd),
         d_vocab: config.vocab_size,
         n_ctx: config.n_positions,
@@ -63,24 +64,19 @@ fn weights() -> WeightTable {
     WeightTable {
         prefix: "transformer.",
         token_embedding: "wte.weight",
+        embedding_projection: None,
         position_embedding: Some("wpe.weight"),
         embedding_norm: None,
         layout: Layout::InOut,
         residual: Residual::PreNorm {
-            attention: NormNames { stem: "h.{i}.ln_1", bias: true },
-            mlp: NormNames { stem: "h.{i}.ln_2", bias: true },
+            attention: norm("h.{i}.ln_1", Affine::WeightAndBias),
+            mlp: norm("h.{i}.ln_2", Affine::WeightAndBias),
         },
-        qkv: Qkv::Fused {
-            names: LinearNames { stem: "h.{i}.attn.c_attn", bias: true },
-            order: FusedOrder::Contiguous,
-        },
+        qkv: Qkv::Fused { names: linear("h.{i}.attn.c_attn", true), order: FusedOrder::Contiguous },
         qk_norm: None,
-        attention_out: LinearNames { stem: "h.{i}.attn.c_proj", bias: true },
-        mlp: Mlp::Plain {
-            up: LinearNames { stem: "h.{i}.mlp.c_fc", bias: true },
-            down: LinearNames { stem: "h.{i}.mlp.c_proj", bias: true },
-        },
-        final_norm: Some(NormNames { stem: "ln_f", bias: true }),
+        attention_out: linear("h.{i}.attn.c_proj", true),
+        mlp: Mlp::Plain { up: linear("h.{i}.mlp.c_fc", true), down: linear("h.{i}.mlp.c_proj", true) },
+        final_norm: Some(norm("ln_f", Affine::WeightAndBias)),
         unused: &["lm_head.weight", "h.{i}.attn.bias", "h.{i}.attn.masked_bias"],
     }
 }

@@ -3,10 +3,25 @@
 //! Two families side by side differ only where the models differ. Adding one is a file here, its name in
 //! [`Family`], a line in [`of_config`] and a fixture with goldens.
 
+mod bloom;
 mod config;
+mod gemma;
+mod gemma2;
+mod gemma3;
 mod gpt2;
+mod gpt_neo;
+mod gptj;
+mod llama;
+mod mistral;
 mod neox;
+mod olmo2;
+mod opt;
+mod phi;
+mod phi3;
+mod qwen2;
+mod qwen3;
 mod rope;
+mod stablelm;
 
 use std::path::Path;
 
@@ -39,6 +54,21 @@ pub fn of_config(path: &Path, object: Map<String, Value>) -> Result<ModelSpec, S
     let keys = &mut Keys::new(path, family, object);
     match family {
         Family::Gpt2 => gpt2::spec(keys),
+        Family::GptNeo => gpt_neo::spec(keys),
+        Family::GptJ => gptj::spec(keys),
         Family::GptNeoX => neox::spec(keys),
+        Family::Opt => opt::spec(keys),
+        Family::Bloom => bloom::spec(keys),
+        Family::Llama => llama::spec(keys),
+        Family::Mistral => mistral::spec(keys),
+        Family::Qwen2 => qwen2::spec(keys),
+        Family::Qwen3 => qwen3::spec(keys),
+        Family::Gemma => gemma::spec(keys),
+        Family::Gemma2 => gemma2::spec(keys),
+        Family::Gemma3 => gemma3::spec(keys),
+        Family::Phi => phi::spec(keys),
+        Family::Phi3 => phi3::spec(keys),
+        Family::Olmo2 => olmo2::spec(keys),
+        Family::StableLm => stablelm::spec(keys),
     }
 }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::model::{
     spec::{Family, LayerSpec, ModelSpec, Norm, NormKind, Positions, RotaryPairs},
-    weights::{FusedOrder, Layout, LinearNames, Mlp, NormNames, Qkv, Residual, WeightTable},
+    weights::{Affine, FusedOrder, Layout, Mlp, Qkv, Residual, WeightTable, linear, norm},
 };
 
 hf_config! {
@@ -60,7 +60,7 @@ pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
             parameters: config.rope_parameters.as_ref(),
             scaling: config.rope_scaling.as_ref(),
             theta: config.rotary_emb_base,
-            partial: config.rotary_pct,
+            partial: Some(config.rotary_pct),
             original_context: config.max_position_embeddings,
         },
     )?;
@@ -73,6 +73,7 @@ pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
         family: Family::GptNeoX,
         architecture: keys.architecture("GPTNeoXForCausalLM"),
         d_model: config.hidden_size,
+        d_embed: config.hidden_size,
         d_mlp: config.intermediate_size,
         d_vocab: config.vocab_size,
         n_ctx: config.max_position_embeddings,
@@ -91,11 +92,12 @@ pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
 }
 
 fn weights(parallel: bool, attention_bias: bool) -> WeightTable {
-    let attention = NormNames { stem: "layers.{i}.input_layernorm", bias: true };
-    let mlp = NormNames { stem: "layers.{i}.post_attention_layernorm", bias: true };
+    let attention = norm("layers.{i}.input_layernorm", Affine::WeightAndBias);
+    let mlp = norm("layers.{i}.post_attention_layernorm", Affine::WeightAndBias);
     WeightTable {
         prefix: "gpt_neox.",
         token_embedding: "embed_in.weight",
+        embedding_projection: None,
         position_embedding: None,
         embedding_norm: None,
         layout: Layout::OutIn,
@@ -105,16 +107,16 @@ fn weights(parallel: bool, attention_bias: bool) -> WeightTable {
             Residual::PreNorm { attention, mlp }
         },
         qkv: Qkv::Fused {
-            names: LinearNames { stem: "layers.{i}.attention.query_key_value", bias: attention_bias },
+            names: linear("layers.{i}.attention.query_key_value", attention_bias),
             order: FusedOrder::PerHead,
         },
         qk_norm: None,
-        attention_out: LinearNames { stem: "layers.{i}.attention.dense", bias: attention_bias },
+        attention_out: linear("layers.{i}.attention.dense", attention_bias),
         mlp: Mlp::Plain {
-            up: LinearNames { stem: "layers.{i}.mlp.dense_h_to_4h", bias: true },
-            down: LinearNames { stem: "layers.{i}.mlp.dense_4h_to_h", bias: true },
+            up: linear("layers.{i}.mlp.dense_h_to_4h", true),
+            down: linear("layers.{i}.mlp.dense_4h_to_h", true),
         },
-        final_norm: Some(NormNames { stem: "final_layer_norm", bias: true }),
+        final_norm: Some(norm("final_layer_norm", Affine::WeightAndBias)),
         unused: &[
             "embed_out.weight",
             "layers.{i}.attention.bias",

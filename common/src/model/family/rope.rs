@@ -14,8 +14,8 @@ pub(super) struct RopeKeys<'a> {
     pub(super) scaling: Option<&'a Map<String, Value>>,
     /// The base where `parameters` names none.
     pub(super) theta: f64,
-    /// The rotated share of a head where `parameters` names none.
-    pub(super) partial: f64,
+    /// The rotated share of a head where `parameters` names none; none: the family always rotates all of it.
+    pub(super) partial: Option<f64>,
     /// The length before stretching where `parameters` names none.
     pub(super) original_context: usize,
 }
@@ -50,7 +50,10 @@ impl Rope {
             value.ok_or_else(|| keys.unsupported(&format!("{place}.{key}"), &found, f64::EXPECTED))
         };
         let theta = number(&mut map, "rope_theta", Some(rope.theta))?;
-        let partial = number(&mut map, "partial_rotary_factor", Some(rope.partial))?;
+        let partial = match rope.partial {
+            Some(share) => number(&mut map, "partial_rotary_factor", Some(share))?,
+            None => 1.0,
+        };
         let name = map.remove("type");
         let name = map.remove("rope_type").or(name).unwrap_or_else(|| Value::from("default"));
         let kind = match name.as_str() {

@@ -1,0 +1,113 @@
+//! OLMo 2: Llama with norms on the outputs of attention and MLP, and on whole queries and keys.
+
+use serde_json::{Map, Value};
+
+use super::{
+    config::{ActivationName, Keys, SpecError, hf_config},
+    rope::{Rope, RopeKeys},
+};
+use crate::model::{
+    spec::{Family, LayerSpec, ModelSpec, Norm, NormKind, Positions, RotaryPairs},
+    weights::{Affine, Layout, Mlp, QkNorm, QkNormSpan, Qkv, Residual, WeightTable, linear, norm},
+};
+
+hf_config! {
+    /// transformers' `Olmo2Config`.
+    struct Config {
+        vocab_size: usize = 50304,
+        hidden_size: usize = 4096,
+        intermediate_size: usize = 11008,
+        num_hidden_layers: usize = 32,
+        num_attention_heads: usize = 32,
+        num_key_value_heads: Option<usize>,
+        head_dim: Option<usize>,
+        hidden_act: ActivationName = ActivationName::known("silu"),
+        max_position_embeddings: usize = 2048,
+        rms_norm_eps: f64 = 1e-5,
+        attention_bias: bool = false,
+        rope_parameters: Option<Map<String, Value>>,
+        rope_scaling: Option<Map<String, Value>>,
+        rope_theta: f64 = 10_000.0,
+    }
+    only {  }
+    unused { attention_dropout }
+}
+
+pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
+    let config = Config::read(keys)?;
+    let heads = config.num_attention_heads;
+    let kv_heads = config.num_key_value_heads.unwrap_or(heads);
+    keys.divide("num_attention_heads", heads, kv_heads, "num_key_value_heads")?;
+    let d_head = match config.head_dim {
+        Some(width) => width,
+        None => keys.divide("hidden_size", config.hidden_size, heads, "num_attention_heads")?,
+    };
+    let rope = Rope::read(
+        keys,
+        &RopeKeys {
+            parameters: config.rope_parameters.as_ref(),
+            scaling: config.rope_scaling.as_ref(),
+            theta: config.rope_theta,
+            partial: None,
+            original_context: config.max_position_embeddings,
+        },
+    )?;
+    let layer = LayerSpec {
+        score_scale: (d_head as f64).powf(-0.5),
+        window: None,
+        rotary: Some(rope.rotary(d_head, RotaryPairs::HalfSplit)),
+    };
+    Ok(ModelSpec {
+        family: Family::Olmo2,
+        architecture: keys.architecture("Olmo2ForCausalLM"),
+        d_model: config.hidden_size,
+        d_embed: config.hidden_size,
+        d_mlp: config.intermediate_size,
+        d_vocab: config.vocab_size,
+        n_ctx: config.max_position_embeddings,
+        n_heads: heads,
+        n_kv_heads: kv_heads,
+        d_head,
+        embedding_scale: 1.0,
+        positions: Positions::Rotary,
+        norm: Norm { kind: NormKind::Rms, eps: config.rms_norm_eps },
+        score_softcap: None,
+        activation: config.hidden_act.activation,
+        act_fn: config.hidden_act.name,
+        layers: vec![layer; config.num_hidden_layers],
+        weights: weights(config.attention_bias),
+    })
+}
+
+fn weights(attention_bias: bool) -> WeightTable {
+    WeightTable {
+        prefix: "model.",
+        token_embedding: "embed_tokens.weight",
+        embedding_projection: None,
+        position_embedding: None,
+        embedding_norm: None,
+        layout: Layout::OutIn,
+        residual: Residual::OutputNorm {
+            attention: norm("layers.{i}.post_attention_layernorm", Affine::Weight),
+            mlp: norm("layers.{i}.post_feedforward_layernorm", Affine::Weight),
+        },
+        qkv: Qkv::Separate {
+            q: linear("layers.{i}.self_attn.q_proj", attention_bias),
+            k: linear("layers.{i}.self_attn.k_proj", attention_bias),
+            v: linear("layers.{i}.self_attn.v_proj", attention_bias),
+        },
+        qk_norm: Some(QkNorm {
+            span: QkNormSpan::Whole,
+            q: norm("layers.{i}.self_attn.q_norm", Affine::Weight),
+            k: norm("layers.{i}.self_attn.k_norm", Affine::Weight),
+        }),
+        attention_out: linear("layers.{i}.self_attn.o_proj", attention_bias),
+        mlp: Mlp::Gated {
+            gate: linear("layers.{i}.mlp.gate_proj", false),
+            up: linear("layers.{i}.mlp.up_proj", false),
+            down: linear("layers.{i}.mlp.down_proj", false),
+        },
+        final_norm: Some(norm("norm", Affine::Weight)),
+        unused: &["lm_head.weight", "layers.{i}.self_attn.rotary_emb.inv_freq"],
+    }
+}

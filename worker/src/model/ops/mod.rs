@@ -1,0 +1,119 @@
+//! The operations of a forward pass, behind one set of functions for every device.
+//!
+//! [`composed`] builds them from burn's tensor operations and runs anywhere. Shapes: activations are
+//! `[rows, width]`, `rows` running over the tokens of all prompts of a pass; patterns are
+//! `[batch, head, query, key]`.
+
+mod composed;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use common::model::spec::Activation;
+
+use super::{
+    batch::Group,
+    device::DeviceChoice,
+    rotary::RotaryTable,
+    weights::{Linear, NormWeights},
+};
+
+/// How operations are carried out on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ops {
+    /// From burn's own operations.
+    Composed,
+}
+
+/// How the width of a QKV projection's output divides into heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Heads {
+    /// Query heads.
+    pub(super) query: usize,
+    /// Key heads, and value heads.
+    pub(super) key: usize,
+    /// Width of one.
+    pub(super) width: usize,
+}
+
+/// From `q . k` to the pattern.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct ScoreRule {
+    /// What `q . k` is multiplied by.
+    pub(super) scale: f32,
+    /// `cap * tanh(score / cap)`, after scaling.
+    pub(super) softcap: Option<f32>,
+    /// Keys up to so many positions back are seen, the query's own included.
+    pub(super) window: Option<usize>,
+    /// ALiBi: what is added is `slope * (key - query)`, a slope a query head.
+    pub(super) slopes: Option<Vec<f32>>,
+}
+
+/// What attention gives.
+pub(super) struct Attended {
+    /// One a group: `[batch, head, query, key]`, zero where masked.
+    pub(super) patterns: Vec<Tensor<4>>,
+    /// `[rows, query heads * width]`, where values were there to mix.
+    pub(super) mixed: Option<Tensor<2>>,
+}
+
+impl Ops {
+    /// The operations for a device.
+    pub(super) fn of(_device: DeviceChoice) -> Self {
+        Ops::Composed
+    }
+
+    /// Puts a weight of shape `[d_in, d_out]` on the device as [`Self::linear`] wants it.
+    pub(super) fn linear_weight(self, weight: Vec<f32>, shape: [usize; 2], device: &Device) -> Tensor<2> {
+        match self {
+            Ops::Composed => Tensor::from_data(TensorData::new(weight, shape), device),
+        }
+    }
+
+    /// `x W + b`: `[rows, d_in]` to `[rows, d_out]`.
+    pub(super) fn linear(self, x: Tensor<2>, linear: &Linear) -> Tensor<2> {
+        match self {
+            Ops::Composed => composed::linear(x, linear),
+        }
+    }
+
+    /// Normalizes each row, in stretches of the norm's width.
+    pub(super) fn norm(self, x: Tensor<2>, norm: &NormWeights) -> Tensor<2> {
+        match self {
+            Ops::Composed => composed::norm(x, norm),
+        }
+    }
+
+    /// The MLP's nonlinearity.
+    pub(super) fn activate(self, x: Tensor<2>, activation: Activation) -> Tensor<2> {
+        match self {
+            Ops::Composed => composed::activate(x, activation),
+        }
+    }
+
+    /// `act(x[.., ..d]) * x[.., d..]`: `[rows, 2 d]` to `[rows, d]`.
+    pub(super) fn gate(self, x: Tensor<2>, activation: Activation) -> Tensor<2> {
+        match self {
+            Ops::Composed => composed::gate(x, activation),
+        }
+    }
+
+    /// Rotates the first `heads` heads of each row by the row's position in its prompt.
+    pub(super) fn rotate(
+        self,
+        x: Tensor<2>,
+        heads: usize,
+        width: usize,
+        table: &RotaryTable,
+        groups: &[Group],
+    ) -> Tensor<2> {
+        match self {
+            Ops::Composed => composed::rotate(x, heads, width, table, groups),
+        }
+    }
+
+    /// Causal attention within each prompt of `groups`; `qkv` is `[rows, q | k | v]` or `[rows, q | k]`.
+    pub(super) fn attend(self, qkv: Tensor<2>, heads: Heads, rule: &ScoreRule, groups: &[Group]) -> Attended {
+        match self {
+            Ops::Composed => composed::attend(qkv, heads, rule, groups),
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The forward pass every family shares, driven by its spec and the wiring its weights carry.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use common::model::{
+    spec::{Activation, ModelSpec, Positions, alibi_slopes},
+    weights::Residual,
+};
+
+use super::{
+    batch::{Group, Packing},
+    embed::Embedding,
+    ops::{Heads, Ops, ScoreRule},
+    rotary::{RotaryTable, RotaryTables},
+    weights::{Layer, Linear, MlpWeights, NormWeights},
+};
+use crate::engine::{Engine, EngineError, Pattern, PatternSink, TokenBatch};
+
+/// Rows of a pass on the CPU: enough to keep the matrix kernels busy, few enough that a pass's
+/// activations stay in the cache.
+pub(super) const CPU_ROWS: usize = 512;
+
+/// A model on a device: an [`Engine`].
+pub struct Transformer {
+    pub(super) ops: Ops,
+    pub(super) packing: Packing,
+    pub(super) device: Device,
+    pub(super) embedding: Embedding,
+    pub(super) embedding_projection: Option<Linear>,
+    pub(super) embedding_norm: Option<NormWeights>,
+    pub(super) layers: Vec<Layer>,
+    pub(super) rules: Vec<ScoreRule>,
+    pub(super) rotary: RotaryTables,
+    pub(super) heads: Heads,
+    pub(super) activation: Activation,
+    pub(super) d_model: usize,
+    pub(super) n_layers: usize,
+}
+
+/// How each layer of `spec` makes patterns of scores.
+pub(super) fn rules(spec: &ModelSpec) -> Vec<ScoreRule> {
+    let slopes = match spec.positions {
+        Positions::Alibi => Some(alibi_slopes(spec.n_heads)),
+        Positions::Learned { .. } | Positions::Rotary => None,
+    };
+    let rule = |layer: &common::model::spec::LayerSpec| ScoreRule {
+        scale: layer.score_scale as f32,
+        softcap: spec.score_softcap.map(|cap| cap as f32),
+        window: layer.window,
+        slopes: slopes.clone(),
+    };
+    spec.layers.iter().map(rule).collect()
+}
+
+impl Engine for Transformer {
+    fn forward(
+        &mut self,
+        batch: &TokenBatch,
+        layers: &[usize],
+        sink: &mut dyn PatternSink,
+    ) -> Result<(), EngineError> {
+        let Some(&highest) = layers.iter().max() else { return Ok(()) };
+        if highest >= self.layers.len() {
+            return Err(EngineError::Input(format!(
+                "layer {highest} was asked for; of the model's {} layers, the first {} are loaded",
+                self.n_layers,
+                self.layers.len()
+            )));
+        }
+        for prompt in &batch.prompts {
+            self.embedding.check(prompt)?;
+        }
+        let lengths: Vec<usize> = batch.prompts.iter().map(Vec::len).collect();
+        self.rotary.reach(lengths.iter().copied().max().unwrap_or(0));
+        for groups in &self.packing.passes(&lengths) {
+            self.pass(batch, groups, layers, highest, sink)?;
+        }
+        Ok(())
+    }
+}
+
+impl Transformer {
+    /// All layers for the prompts of `groups`.
+    fn pass(
+        &self,
+        batch: &TokenBatch,
+        groups: &[Group],
+        layers: &[usize],
+        highest: usize,
+        sink: &mut dyn PatternSink,
+    ) -> Result<(), EngineError> {
+        let mut x = self.embed(batch, groups)?;
+        if let Some(norm) = &self.embedding_norm {
+            x = self.ops.norm(x, norm);
+        }
+        for (index, layer) in self.layers[..=highest].iter().enumerate() {
+            let wanted = layers.contains(&index);
+            let mut taken = |patterns: Vec<Tensor<4>>| match wanted {
+                true => hand_over(patterns, groups, batch, index, self.heads.query, sink),
+                false => Ok(()),
+            };
+            match self.block(x, index, layer, groups, index == highest, &mut taken)? {
+                Some(next) => x = next,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// The stream before the first block and its norm: `[rows, d_model]`.
+    fn embed(&self, batch: &TokenBatch, groups: &[Group]) -> Result<Tensor<2>, EngineError> {
+        let to_device = |rows: Vec<f32>, width: usize| {
+            let count = rows.len() / width;
+            Tensor::<2>::from_data(TensorData::new(rows, [count, width]), &self.device)
+        };
+        let Some(projection) = &self.embedding_projection else {
+            return Ok(to_device(self.embedding.rows(&batch.prompts, groups)?, self.d_model));
+        };
+        // Only the tokens' part is narrow: positions are added in the stream's width.
+        let (tokens, positions) = self.embedding.rows_apart(&batch.prompts, groups)?;
+        let tokens = self.ops.linear(to_device(tokens, projection.d_in), projection);
+        Ok(match positions {
+            None => tokens,
+            Some(positions) => tokens + to_device(positions, self.d_model),
+        })
+    }
+
+    /// One block: `[rows, d_model]` to the same, or none where the block ends at its softmax.
+    fn block(
+        &self,
+        x: Tensor<2>,
+        index: usize,
+        layer: &Layer,
+        groups: &[Group],
+        last: bool,
+        taken: &mut dyn FnMut(Vec<Tensor<4>>) -> Result<(), EngineError>,
+    ) -> Result<Option<Tensor<2>>, EngineError> {
+        let ops = self.ops;
+        let input = match &layer.residual {
+            Residual::PreNorm { attention: norm, .. }
+            | Residual::ParallelOneNorm { norm }
+            | Residual::ParallelTwoNorms { attention: norm, .. }
+            | Residual::StreamNorm { attention: norm, .. }
+            | Residual::Sandwich { pre_attention: norm, .. } => ops.norm(x.clone(), norm),
+            Residual::PostNorm { .. } | Residual::OutputNorm { .. } => x.clone(),
+        };
+        let qkv = ops.linear(input.clone(), &layer.qkv);
+        let qkv = self.place(qkv, layer, self.rotary.of_layer(index), groups);
+        let attended = ops.attend(qkv, self.heads, &self.rules[index], groups);
+        taken(attended.patterns)?;
+        let (Some(rest), Some(mixed), false) = (&layer.rest, attended.mixed, last) else { return Ok(None) };
+        let attention = ops.linear(mixed, &rest.out);
+        let mlp = |input: Tensor<2>| self.mlp(input, &rest.mlp);
+        Ok(Some(match &layer.residual {
+            Residual::PreNorm { mlp: norm, .. } => {
+                let x = x + attention;
+                x.clone() + mlp(ops.norm(x, norm))
+            }
+            Residual::ParallelOneNorm { .. } => x + attention + mlp(input),
+            Residual::ParallelTwoNorms { mlp: norm, .. } => {
+                let hidden = mlp(ops.norm(x.clone(), norm));
+                x + attention + hidden
+            }
+            Residual::StreamNorm { mlp: norm, .. } => {
+                let x = ops.norm(input + attention, norm);
+                x.clone() + mlp(x)
+            }
+            Residual::PostNorm { attention: after_attention, mlp: after_mlp } => {
+                let x = ops.norm(x + attention, after_attention);
+                ops.norm(x.clone() + mlp(x), after_mlp)
+            }
+            Residual::OutputNorm { attention: after_attention, mlp: after_mlp } => {
+                let x = x + ops.norm(attention, after_attention);
+                x.clone() + ops.norm(mlp(x), after_mlp)
+            }
+            Residual::Sandwich { post_attention, pre_mlp, post_mlp, .. } => {
+                let x = x + ops.norm(attention, post_attention);
+                x.clone() + ops.norm(mlp(ops.norm(x, pre_mlp)), post_mlp)
+            }
+        }))
+    }
+
+    /// Queries and keys normalized and rotated, where the model does so.
+    fn place(
+        &self,
+        qkv: Tensor<2>,
+        layer: &Layer,
+        rotary: Option<&RotaryTable>,
+        groups: &[Group],
+    ) -> Tensor<2> {
+        let Heads { query, key, width } = self.heads;
+        let [rows, total] = qkv.dims();
+        let mut qkv = qkv;
+        if let Some(norms) = &layer.qk_norm {
+            let part = |from: usize, to: usize| qkv.clone().slice([0..rows, from * width..to * width]);
+            let q = self.ops.norm(part(0, query), &norms.q);
+            let k = self.ops.norm(part(query, query + key), &norms.k);
+            let mut parts = vec![q, k];
+            if total > (query + key) * width {
+                parts.push(part(query + key, query + 2 * key));
+            }
+            qkv = Tensor::cat(parts, 1);
+        }
+        match rotary {
+            None => qkv,
+            Some(table) => self.ops.rotate(qkv, query + key, width, table, groups),
+        }
+    }
+
+    fn mlp(&self, x: Tensor<2>, weights: &MlpWeights) -> Tensor<2> {
+        let hidden = self.ops.linear(x, &weights.up);
+        let hidden = if weights.gated {
+            self.ops.gate(hidden, self.activation)
+        } else {
+            self.ops.activate(hidden, self.activation)
+        };
+        self.ops.linear(hidden, &weights.down)
+    }
+}
+
+/// Patterns of each group to the sink, a prompt at a time and without padding.
+fn hand_over(
+    patterns: Vec<Tensor<4>>,
+    groups: &[Group],
+    batch: &TokenBatch,
+    layer: usize,
+    n_heads: usize,
+    sink: &mut dyn PatternSink,
+) -> Result<(), EngineError> {
+    for (pattern, group) in patterns.into_iter().zip(groups) {
+        let seq = group.seq;
+        let data = pattern.try_into_data().map_err(|error| EngineError::Device(error.to_string()))?;
+        let values = data.try_into_vec::<f32>().map_err(|error| EngineError::Device(error.to_string()))?;
+        if group.batch() == 1 && batch.prompts[group.prompts.start].len() == seq {
+            let pattern = Pattern { prompt: group.prompts.start, layer, n_heads, n: seq, values };
+            sink.take(pattern).map_err(|_| EngineError::Stopped)?;
+            continue;
+        }
+        for (prompt, values) in group.prompts.clone().zip(values.chunks_exact(n_heads * seq * seq)) {
+            let n = batch.prompts[prompt].len();
+            let trimmed = values
+                .chunks_exact(seq * seq)
+                .flat_map(|head| head.chunks_exact(seq).take(n).flat_map(|row| &row[..n]))
+                .copied()
+                .collect();
+            let pattern = Pattern { prompt, layer, n_heads, n, values: trimmed };
+            sink.take(pattern).map_err(|_| EngineError::Stopped)?;
+        }
+    }
+    Ok(())
+}
