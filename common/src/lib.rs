@@ -10,3 +10,4 @@ pub mod job;
 pub mod model;
 pub mod prompt;
 pub mod queue;
+pub mod settings;

@@ -1,5 +1,9 @@
-//! Models: which one is meant, what it is in numbers, which tensors it is made of.
+//! Models: which one is meant, where its files are, what it is in numbers, which tensors it is made of.
 
+pub mod alias;
 pub mod family;
+pub mod hub;
+pub mod locate;
+pub mod reference;
 pub mod spec;
 pub mod weights;

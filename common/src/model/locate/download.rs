@@ -1,0 +1,442 @@
+//! Downloads into the hub cache, through hf-hub.
+//!
+//! hf-hub 1.0 does the talking, the cache's layout and its locks. What it leaves to its caller is here:
+//! it waits for ever on a silent server, stores whatever body a failed GET sends, and does not check
+//! what arrived. So every transfer has a deadline that each new byte puts off, is compared with the
+//! announced length and, where the hub gives one, the SHA-256, and is tried again when the connection breaks.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use hf_hub::{
+    HFClient, HFError, HFRepository, RepoTypeModel,
+    progress::{DownloadEvent, ProgressEvent, ProgressHandler},
+    split_id,
+};
+use tokio::{
+    runtime::Runtime,
+    sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    Progress,
+    cache::Snapshot,
+    error::LocateError,
+    files::{self, PICKLES, TOKENIZER_EXTRAS, WEIGHTS, WEIGHTS_INDEX},
+    no_tokenizer, no_weights, pickled, prefetch_command, python_source,
+};
+use crate::model::{
+    hub::HubOptions,
+    reference::{ModelName, RepoId},
+};
+
+/// How often a transfer that broke is tried in all.
+const TRIES: u32 = 4;
+
+/// What a download reports as it goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FetchEvent<'a> {
+    /// Bytes of a file have arrived.
+    Bytes {
+        /// The file.
+        file: &'a str,
+        /// So far.
+        done: u64,
+        /// In all; 0 if the hub did not say.
+        total: u64,
+    },
+    /// Another process downloads the same file into the same cache.
+    Waiting {
+        /// The file.
+        file: &'a str,
+    },
+    /// The transfer broke and starts again.
+    Retry {
+        /// The file.
+        file: &'a str,
+        /// Why.
+        cause: &'a str,
+    },
+    /// A file is in the cache.
+    Done {
+        /// The file.
+        file: &'a str,
+    },
+}
+
+/// Runs `work` where it may block on a runtime of its own, which a thread of an async runtime may not.
+pub(super) fn on_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("model-download".to_owned());
+        let thread = thread.spawn_scoped(scope, work).expect("a thread can be started");
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Fetches config and tokenizer of `revision`, as far as they are not in the cache.
+pub(super) fn config(
+    repo: &RepoId,
+    revision: &str,
+    hub: &HubOptions,
+    progress: &mut Progress<'_>,
+) -> Result<Snapshot, LocateError> {
+    let mut session = Session::open(repo, revision, hub, progress)?;
+    let Some(config) = session.fetch(revision, "config.json")? else {
+        return Err(session.why_nothing(revision));
+    };
+    let dir = config.parent().unwrap_or(Path::new("")).to_owned();
+    let commit = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if session.fetch(&commit, "tokenizer.json")?.is_none() {
+        let vocab = session.fetch(&commit, "vocab.json")?;
+        if vocab.is_none() || session.fetch(&commit, "merges.txt")?.is_none() {
+            return Err(no_tokenizer(repo.as_str(), repo.as_str()));
+        }
+    }
+    for file in TOKENIZER_EXTRAS {
+        session.fetch(&commit, file)?;
+    }
+    Ok(Snapshot { commit, dir })
+}
+
+/// Fetches the weights of `commit`, as far as they are not in the cache.
+pub(super) fn weights(
+    repo: &RepoId,
+    commit: &str,
+    hub: &HubOptions,
+    progress: &mut Progress<'_>,
+) -> Result<Vec<PathBuf>, LocateError> {
+    let mut session = Session::open(repo, commit, hub, progress)?;
+    if let Some(file) = session.fetch(commit, WEIGHTS)? {
+        return Ok(vec![file]);
+    }
+    let Some(index) = session.fetch(commit, WEIGHTS_INDEX)? else {
+        return Err(session.why_no_weights(commit));
+    };
+    let mut shards = Vec::new();
+    for name in files::shards_in(&index)? {
+        shards.push(session.fetch(commit, &name)?.ok_or_else(|| no_weights(repo.as_str(), &name))?);
+    }
+    Ok(shards)
+}
+
+/// Whether `commit` has weights that can be read.
+pub(super) fn weights_exist(repo: &RepoId, commit: &str, hub: &HubOptions) -> Result<(), LocateError> {
+    let mut silent = |_: FetchEvent<'_>| {};
+    let session = Session::open(repo, commit, hub, &mut silent)?;
+    let files = session.list(commit)?;
+    let weights = files.iter().any(|file| file == WEIGHTS || file == WEIGHTS_INDEX);
+    if weights { Ok(()) } else { Err(session.why_no_weights(commit)) }
+}
+
+/// A conversation with the hub about one repo.
+struct Session<'a, 'p> {
+    repo: &'a RepoId,
+    /// As asked for, for errors.
+    revision: &'a str,
+    hub: &'a HubOptions,
+    progress: &'a mut Progress<'p>,
+    remote: HFRepository<RepoTypeModel>,
+    /// In an Option so that drop can leave without waiting for a thread that hangs on a lock.
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Session<'_, '_> {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl<'a, 'p> Session<'a, 'p> {
+    fn open(
+        repo: &'a RepoId,
+        revision: &'a str,
+        hub: &'a HubOptions,
+        progress: &'a mut Progress<'p>,
+    ) -> Result<Self, LocateError> {
+        let failed = |cause: String| LocateError::Download {
+            file: "anything".to_owned(),
+            repo: repo.clone(),
+            revision: revision.to_owned(),
+            endpoint: hub.endpoint.clone(),
+            cause,
+        };
+        let mut client = HFClient::builder()
+            .endpoint(&hub.endpoint)
+            .cache_dir(&hub.cache)
+            .user_agent(concat!("lenspool/", env!("CARGO_PKG_VERSION")))
+            .retry_max_attempts(2)
+            .retry_base_delay(Duration::from_millis(200));
+        if let Some(token) = &hub.token {
+            client = client.token(token.reveal());
+        }
+        let client = client.build().map_err(|error| failed(error.to_string()))?;
+        let (owner, name) = split_id(repo.as_str());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| failed(error.to_string()))?;
+        let remote = client.model(owner, name);
+        Ok(Session { repo, revision, hub, progress, remote, runtime: Some(runtime) })
+    }
+
+    /// Fetches a file into the cache, unless it is there; none if the repo has no such file.
+    fn fetch(&mut self, revision: &str, file: &str) -> Result<Option<PathBuf>, LocateError> {
+        let mut tried = 0;
+        loop {
+            let (error, again) = match self.try_once(revision, file) {
+                Ok(path) => {
+                    (self.progress)(FetchEvent::Done { file });
+                    return Ok(Some(path));
+                }
+                Err(Failure::Hub(HFError::EntryNotFound { .. })) => return Ok(None),
+                // Its holder is at work: the kernel drops the lock of a process that ended.
+                Err(Failure::Hub(HFError::CacheLockTimeout { .. })) => {
+                    (self.progress)(FetchEvent::Waiting { file });
+                    continue;
+                }
+                Err(Failure::Hub(error)) => {
+                    let again = breaks_off(&error);
+                    (self.explain(file, error), again)
+                }
+                Err(Failure::Silent) => {
+                    let cause = format!("no answer for {} seconds", self.hub.patience.as_secs());
+                    (self.unreachable(file, cause), false)
+                }
+                Err(Failure::Torn(cause)) => (self.broken(file, cause), true),
+            };
+            tried += 1;
+            if !again || tried == TRIES {
+                return Err(error);
+            }
+            (self.progress)(FetchEvent::Retry { file, cause: &error.to_string() });
+        }
+    }
+
+    fn try_once(&mut self, revision: &str, file: &str) -> Result<PathBuf, Failure> {
+        let (sender, events) = unbounded_channel();
+        let transfer = self.remote.download_file().filename(file).revision(revision);
+        let transfer = transfer.progress(Forward(sender)).send();
+        let runtime = self.runtime.as_ref().expect("it is taken on drop only");
+        let (path, announced) =
+            runtime.block_on(watch(transfer, events, self.hub.patience, |done, total| {
+                (self.progress)(FetchEvent::Bytes { file, done, total });
+            }))?;
+        match announced {
+            Some(bytes) => verify(&path, bytes).map(|()| path),
+            None => Ok(path),
+        }
+    }
+
+    /// The names of a commit's files.
+    fn list(&self, commit: &str) -> Result<Vec<String>, LocateError> {
+        let runtime = self.runtime.as_ref().expect("it is taken on drop only");
+        let request = self.remote.info().revision(commit).send();
+        let answer = runtime.block_on(async { tokio::time::timeout(self.hub.patience, request).await });
+        match answer {
+            Ok(Ok(info)) => {
+                Ok(info.siblings.into_iter().flatten().map(|sibling| sibling.rfilename).collect())
+            }
+            Ok(Err(error)) => Err(self.explain("the list of files", error)),
+            Err(_) => {
+                let cause = format!("no answer for {} seconds", self.hub.patience.as_secs());
+                Err(self.unreachable("the list of files", cause))
+            }
+        }
+    }
+
+    /// Why config.json is not to be had: no repo, no revision, or really no such file.
+    fn why_nothing(&self, revision: &str) -> LocateError {
+        match self.list(revision) {
+            Ok(_) => LocateError::NoSuchFile {
+                place: self.repo.to_string(),
+                file: "config.json".to_owned(),
+                advice: "it is not a model as transformers saves it".to_owned(),
+            },
+            Err(error) => error,
+        }
+    }
+
+    /// Why neither kind of safetensors is to be had.
+    fn why_no_weights(&self, commit: &str) -> LocateError {
+        let files = match self.list(commit) {
+            Ok(files) => files,
+            Err(error) => return error,
+        };
+        match files.into_iter().find(|file| PICKLES.contains(&file.as_str())) {
+            Some(found) => {
+                let name = ModelName::sanitize(self.repo.as_str().rsplit('/').next().unwrap_or_default());
+                pickled(self.repo.as_str(), &python_source(self.repo, self.revision), &name, found)
+            }
+            None => no_weights(self.repo.as_str(), WEIGHTS),
+        }
+    }
+
+    fn unreachable(&self, file: &str, cause: String) -> LocateError {
+        LocateError::Unreachable {
+            file: file.to_owned(),
+            repo: self.repo.clone(),
+            revision: self.revision.to_owned(),
+            endpoint: self.hub.endpoint.clone(),
+            cache: self.hub.cache.clone(),
+            cause,
+            prefetch: prefetch_command(self.repo, self.revision, self.hub),
+        }
+    }
+
+    fn broken(&self, file: &str, cause: String) -> LocateError {
+        LocateError::Download {
+            file: file.to_owned(),
+            repo: self.repo.clone(),
+            revision: self.revision.to_owned(),
+            endpoint: self.hub.endpoint.clone(),
+            cause,
+        }
+    }
+
+    fn explain(&self, file: &str, error: HFError) -> LocateError {
+        let endpoint = self.hub.endpoint.clone();
+        let (repo, revision) = (self.repo.clone(), self.revision.to_owned());
+        match error {
+            HFError::AuthRequired { context } | HFError::Forbidden { context } => {
+                let said = context.server_message.as_deref().map(|text| format!(": {text}"));
+                let advice = match &self.hub.token {
+                    // The hub answers so for a repo that does not exist, too.
+                    None => format!(
+                        "check the spelling, accept the model's terms at {endpoint}/{repo} if it has any, and set \
+                         HF_TOKEN or run `hf auth login`"
+                    ),
+                    Some(_) => format!(
+                        "check the spelling, and that the token in use (HF_TOKEN or `hf auth login`) belongs to an \
+                         account that accepted the model's terms at {endpoint}/{repo}"
+                    ),
+                };
+                let (status, detail) = (context.status.as_u16(), said.unwrap_or_default());
+                LocateError::Denied { repo, revision, endpoint, status, detail, advice }
+            }
+            HFError::RepoNotFound { .. } => LocateError::NoSuchRepo { repo, endpoint },
+            HFError::RevisionNotFound { context, .. } => {
+                let code = context.and_then(|context| context.error_code);
+                if code.as_deref() == Some("RepoNotFound") {
+                    LocateError::NoSuchRepo { repo, endpoint }
+                } else {
+                    LocateError::NoSuchRevision { repo, revision, endpoint }
+                }
+            }
+            HFError::Request { source, .. } if source.is_connect() || source.is_timeout() => {
+                self.unreachable(file, root_cause(&source))
+            }
+            HFError::Request { source, .. } => self.broken(file, root_cause(&source)),
+            other => self.broken(file, other.to_string()),
+        }
+    }
+}
+
+/// Whether the same request may well succeed if made again at once.
+fn breaks_off(error: &HFError) -> bool {
+    match error {
+        HFError::Request { source, .. } => !source.is_connect() && !source.is_builder(),
+        HFError::Xet { .. } => true,
+        _ => false,
+    }
+}
+
+/// The innermost error: the outer ones repeat the address.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+/// Why one try at a transfer came to nothing.
+enum Failure {
+    Hub(HFError),
+    /// The server said nothing for too long.
+    Silent,
+    /// What arrived is not what was announced.
+    Torn(String),
+}
+
+/// Hands hf-hub's events over; the closure that hears of them need not live for ever.
+struct Forward(UnboundedSender<DownloadEvent>);
+
+impl ProgressHandler for Forward {
+    fn on_progress(&self, event: &ProgressEvent) {
+        if let ProgressEvent::Download(event) = event {
+            // Whoever no longer listens has given the transfer up.
+            let _ = self.0.send(event.clone());
+        }
+    }
+}
+
+/// Awaits `transfer` as long as bytes keep coming. Gives its path and, if a transfer did take place, the
+/// length that was announced for it.
+async fn watch(
+    transfer: impl Future<Output = Result<PathBuf, HFError>>,
+    mut events: UnboundedReceiver<DownloadEvent>,
+    patience: Duration,
+    mut report: impl FnMut(u64, u64),
+) -> Result<(PathBuf, Option<u64>), Failure> {
+    let mut transfer = std::pin::pin!(transfer);
+    let mut deadline = Instant::now() + patience;
+    let (mut announced, mut most) = (None, 0);
+    let mut note = |event: DownloadEvent| {
+        let bytes = match event {
+            DownloadEvent::Start { total_bytes, .. } => {
+                announced = Some(total_bytes);
+                0
+            }
+            DownloadEvent::Progress { files } => files.iter().map(|file| file.bytes_completed).sum(),
+            DownloadEvent::AggregateProgress { bytes_completed, .. } => bytes_completed,
+            DownloadEvent::Complete => 0,
+        };
+        let moved = bytes > most;
+        if moved {
+            most = bytes;
+            report(most, announced.unwrap_or(0));
+        }
+        moved
+    };
+    let path = loop {
+        tokio::select! {
+            biased;
+            Some(event) = events.recv() => if note(event) { deadline = Instant::now() + patience },
+            path = &mut transfer => break path.map_err(Failure::Hub)?,
+            () = sleep_until(deadline) => return Err(Failure::Silent),
+        }
+    };
+    while let Ok(event) = events.try_recv() {
+        note(event);
+    }
+    Ok((path, announced))
+}
+
+/// Compares a file in the cache with what the hub announced, and removes it where they differ. The blob a
+/// large file's link points to is named by the SHA-256 of its content.
+fn verify(path: &Path, announced: u64) -> Result<(), Failure> {
+    let blob = path.canonicalize().map_err(|error| Failure::Hub(HFError::Io(error)))?;
+    let length = std::fs::metadata(&blob).map_err(|error| Failure::Hub(HFError::Io(error)))?.len();
+    let name = blob.file_name().unwrap_or_default().to_string_lossy();
+    let problem = if length < announced {
+        Some(format!("{length} bytes arrived of {announced}"))
+    } else if name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit()) {
+        let digest = files::sha256(&blob).map_err(|error| Failure::Hub(HFError::Io(error)))?;
+        (digest != name.to_ascii_lowercase()).then(|| format!("its SHA-256 is {digest}, not {name}"))
+    } else {
+        None
+    };
+    match problem {
+        None => Ok(()),
+        Some(problem) => {
+            // Left in place, it would be taken for the file by whoever looks into the cache next.
+            let _ = std::fs::remove_file(path);
+            let _ = std::fs::remove_file(&blob);
+            Err(Failure::Torn(problem))
+        }
+    }
+}
