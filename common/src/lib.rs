@@ -8,6 +8,9 @@
 pub mod capture;
 pub mod job;
 pub mod model;
+pub mod plan;
 pub mod prompt;
 pub mod queue;
 pub mod settings;
+pub mod spool;
+pub mod tokenize;

@@ -2,14 +2,21 @@
 //!
 //! Owns what a prompt *is*. Reading prompt files is [`load`]'s, tokens are [`crate::tokenize`]'s.
 
+mod blocks;
+mod line;
+pub mod load;
+pub mod python_json;
+mod set;
+mod shuffle;
+
 use std::fmt;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use md5::{Digest, Md5};
 use serde::{Deserialize, Serialize};
 
-/// The keys and values of one prompt's JSON object, in their order in the input.
-pub type Record = serde_json::Map<String, serde_json::Value>;
+pub use python_json::{Json, Record};
+pub use set::{PromptSet, PromptSetWriter};
 
 /// A prompt's identity and the name of its directory: `base64url(md5(utf8(text)))` without padding,
 /// or the "hash" its input line carried.
@@ -64,15 +71,94 @@ impl fmt::Display for PromptHash {
     }
 }
 
-/// One prompt as loaded: its text, its hash and the input record it came with.
+/// One prompt: an input record that is sure to have a "text" string, a "hash" that can name a
+/// directory, and a "meta" object.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prompt {
-    /// The input object's keys in order, without "text" changed and with "meta" always an object.
-    pub record: Record,
-    /// What the model reads; equal to `record["text"]`.
-    pub text: String,
+    record: Record,
+    hash: PromptHash,
+}
+
+/// Why a record is no prompt.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PromptError {
+    /// It has no "text".
+    #[error("the object has no \"text\"; add it, or remove the line")]
+    NoText,
+    /// Its "text" is something else than a string.
+    #[error("\"text\" is {0}; it must be a string")]
+    TextKind(&'static str),
+    /// Its "hash" is something else than a string.
+    #[error("\"hash\" is {0}; it must be a string; remove the key to have it computed")]
+    HashKind(&'static str),
+    /// Its "hash" cannot name a directory.
+    #[error(transparent)]
+    Hash(#[from] InvalidHash),
+}
+
+impl PromptError {
+    /// The key whose value is wrong.
+    pub fn key(&self) -> &'static str {
+        match self {
+            PromptError::NoText | PromptError::TextKind(_) => "text",
+            PromptError::HashKind(_) | PromptError::Hash(_) => "hash",
+        }
+    }
+}
+
+impl Prompt {
+    /// A prompt with nothing but a text.
+    pub fn from_text(text: &str) -> Self {
+        let mut record = Record::new();
+        record.insert("text", text);
+        Prompt::from_record(record).expect("the record has a text")
+    }
+
+    /// Makes `record` a prompt: a missing or null "meta" becomes `{}`, one that is no object becomes
+    /// `{"value": it}` (the upstream page needs an object), a missing "hash" is computed and added last.
+    pub fn from_record(mut record: Record) -> Result<Self, PromptError> {
+        let text = record.get("text").ok_or(PromptError::NoText)?;
+        let text = text.as_str().ok_or(PromptError::TextKind(text.kind()))?;
+        let carried = match record.get("hash") {
+            None => None,
+            Some(Json::String(hash)) => Some(PromptHash::try_from(hash.clone())?),
+            Some(other) => return Err(PromptError::HashKind(other.kind())),
+        };
+        let hash = carried.unwrap_or_else(|| PromptHash::of(text));
+        match record.get_mut("meta") {
+            Some(Json::Object(_)) => {}
+            Some(meta) => {
+                let mut object = Record::new();
+                if !matches!(meta, Json::Null) {
+                    object.insert("value", std::mem::replace(meta, Json::Null));
+                }
+                *meta = Json::Object(object);
+            }
+            None => record.insert("meta", Json::Object(Record::new())),
+        }
+        record.insert("hash", hash.as_str());
+        Ok(Prompt { record, hash })
+    }
+
+    /// What the model reads.
+    pub fn text(&self) -> &str {
+        self.record.get("text").and_then(Json::as_str).unwrap_or_default()
+    }
+
     /// The prompt's identity.
-    pub hash: PromptHash,
+    pub fn hash(&self) -> &PromptHash {
+        &self.hash
+    }
+
+    /// The input object's keys in order.
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// The record and the hash.
+    pub fn into_parts(self) -> (Record, PromptHash) {
+        (self.record, self.hash)
+    }
 }
 
 #[cfg(test)]
