@@ -8,6 +8,7 @@
 pub mod capture;
 pub mod job;
 pub mod model;
+pub mod npz;
 pub mod plan;
 pub mod prompt;
 pub mod queue;
