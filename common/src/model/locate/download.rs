@@ -1,11 +1,14 @@
 //! Downloads into the hub cache, through hf-hub.
 //!
 //! hf-hub 1.0 does the talking, the cache's layout and its locks. What it leaves to its caller is here:
-//! it waits for ever on a silent server, stores whatever body a failed GET sends, and does not check
-//! what arrived. So every transfer has a deadline that each new byte puts off, is compared with the
-//! announced length and, where the hub gives one, the SHA-256, and is tried again when the connection breaks.
+//! it waits for ever on a silent server, stores whatever body a failed GET sends, does not check what
+//! arrived, and removes and remakes links and refs under the eyes of others. So every transfer has a
+//! deadline that each new byte puts off, is compared with the announced length and, where the hub gives
+//! one, the SHA-256, is tried again when the connection breaks, and runs under a lock per repo.
+//! A broken transfer starts from the beginning of its file; files that are there are not fetched again.
 
 use std::{
+    fs::{File, TryLockError},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -23,10 +26,10 @@ use tokio::{
 
 use super::{
     Progress,
-    cache::Snapshot,
-    error::LocateError,
+    cache::{CachedRepo, Snapshot},
+    error::{LocateError, Wanted},
     files::{self, PICKLES, TOKENIZER_EXTRAS, WEIGHTS, WEIGHTS_INDEX},
-    no_tokenizer, no_weights, pickled, prefetch_command, python_source,
+    no_tokenizer, no_weights, pickled, python_source,
 };
 use crate::model::{
     hub::HubOptions,
@@ -49,9 +52,9 @@ pub enum FetchEvent<'a> {
         /// In all; 0 if the hub did not say.
         total: u64,
     },
-    /// Another process downloads the same file into the same cache.
+    /// Another process downloads into the same place of the cache.
     Waiting {
-        /// The file.
+        /// The file, or the repo.
         file: &'a str,
     },
     /// The transfer broke and starts again.
@@ -60,6 +63,11 @@ pub enum FetchEvent<'a> {
         file: &'a str,
         /// Why.
         cause: &'a str,
+    },
+    /// All bytes have arrived and are compared with what the hub announced.
+    Verifying {
+        /// The file.
+        file: &'a str,
     },
     /// A file is in the cache.
     Done {
@@ -75,6 +83,36 @@ pub(super) fn on_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
         let thread = thread.spawn_scoped(scope, work).expect("a thread can be started");
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Takes the lock that keeps lenspool's processes from writing one repo's cache folder at once. It ends with
+/// the file's closing, so with the process at the latest.
+pub(super) fn lock(
+    repo: &RepoId,
+    hub: &HubOptions,
+    progress: &mut Progress<'_>,
+) -> Result<Option<File>, LocateError> {
+    let dir = hub.cache.join(".locks").join(CachedRepo::of(&hub.cache, repo).folder_name());
+    let path = dir.join("lenspool.lock");
+    let file = std::fs::create_dir_all(&dir).and_then(|()| File::create(&path));
+    let file = file.map_err(files::io_error(&path))?;
+    let mut waited = false;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(Some(file)),
+            Err(TryLockError::WouldBlock) => {
+                if !std::mem::replace(&mut waited, true) {
+                    (progress)(FetchEvent::Waiting { file: repo.as_str() });
+                }
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            // Some cluster file systems have no locks; one process at a time is then the user's care.
+            Err(TryLockError::Error(error)) => {
+                tracing::warn!("cannot lock {}: {error}; fetching {repo} without a lock", path.display());
+                return Ok(None);
+            }
+        }
+    }
 }
 
 /// Fetches config and tokenizer of `revision`, as far as they are not in the cache.
@@ -161,9 +199,7 @@ impl<'a, 'p> Session<'a, 'p> {
     ) -> Result<Self, LocateError> {
         let failed = |cause: String| LocateError::Download {
             file: "anything".to_owned(),
-            repo: repo.clone(),
-            revision: revision.to_owned(),
-            endpoint: hub.endpoint.clone(),
+            wanted: Wanted::new(repo, revision, hub),
             cause,
         };
         let mut client = HFClient::builder()
@@ -226,7 +262,10 @@ impl<'a, 'p> Session<'a, 'p> {
                 (self.progress)(FetchEvent::Bytes { file, done, total });
             }))?;
         match announced {
-            Some(bytes) => verify(&path, bytes).map(|()| path),
+            Some(bytes) => {
+                (self.progress)(FetchEvent::Verifying { file });
+                verify(&path, bytes).map(|()| path)
+            }
             None => Ok(path),
         }
     }
@@ -275,31 +314,20 @@ impl<'a, 'p> Session<'a, 'p> {
         }
     }
 
+    fn wanted(&self) -> Box<Wanted> {
+        Wanted::new(self.repo, self.revision, self.hub)
+    }
+
     fn unreachable(&self, file: &str, cause: String) -> LocateError {
-        LocateError::Unreachable {
-            file: file.to_owned(),
-            repo: self.repo.clone(),
-            revision: self.revision.to_owned(),
-            endpoint: self.hub.endpoint.clone(),
-            cache: self.hub.cache.clone(),
-            cause,
-            prefetch: prefetch_command(self.repo, self.revision, self.hub),
-        }
+        LocateError::Unreachable { file: file.to_owned(), wanted: self.wanted(), cause }
     }
 
     fn broken(&self, file: &str, cause: String) -> LocateError {
-        LocateError::Download {
-            file: file.to_owned(),
-            repo: self.repo.clone(),
-            revision: self.revision.to_owned(),
-            endpoint: self.hub.endpoint.clone(),
-            cause,
-        }
+        LocateError::Download { file: file.to_owned(), wanted: self.wanted(), cause }
     }
 
     fn explain(&self, file: &str, error: HFError) -> LocateError {
-        let endpoint = self.hub.endpoint.clone();
-        let (repo, revision) = (self.repo.clone(), self.revision.to_owned());
+        let (endpoint, repo, wanted) = (&self.hub.endpoint, self.repo, self.wanted());
         match error {
             HFError::AuthRequired { context } | HFError::Forbidden { context } => {
                 let said = context.server_message.as_deref().map(|text| format!(": {text}"));
@@ -315,15 +343,15 @@ impl<'a, 'p> Session<'a, 'p> {
                     ),
                 };
                 let (status, detail) = (context.status.as_u16(), said.unwrap_or_default());
-                LocateError::Denied { repo, revision, endpoint, status, detail, advice }
+                LocateError::Denied { wanted, status, detail, advice }
             }
-            HFError::RepoNotFound { .. } => LocateError::NoSuchRepo { repo, endpoint },
+            HFError::RepoNotFound { .. } => LocateError::NoSuchRepo { wanted },
             HFError::RevisionNotFound { context, .. } => {
                 let code = context.and_then(|context| context.error_code);
                 if code.as_deref() == Some("RepoNotFound") {
-                    LocateError::NoSuchRepo { repo, endpoint }
+                    LocateError::NoSuchRepo { wanted }
                 } else {
-                    LocateError::NoSuchRevision { repo, revision, endpoint }
+                    LocateError::NoSuchRevision { wanted }
                 }
             }
             HFError::Request { source, .. } if source.is_connect() || source.is_timeout() => {

@@ -1,9 +1,47 @@
 //! Why a model's files could not be had: each error one sentence that says what was looked for, where,
 //! and what to do.
 
-use std::{io, path::PathBuf};
+use std::{fmt, io, path::PathBuf};
 
-use crate::{job::FailureKind, model::reference::RepoId};
+use crate::{
+    job::FailureKind,
+    model::{hub::HubOptions, reference::RepoId},
+};
+
+/// What was wanted of the hub, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The repo.
+    pub repo: RepoId,
+    /// Branch, tag or commit.
+    pub revision: String,
+    /// The hub's address.
+    pub endpoint: String,
+    /// The cache directory.
+    pub cache: PathBuf,
+}
+
+impl Wanted {
+    pub(super) fn new(repo: &RepoId, revision: &str, hub: &HubOptions) -> Box<Wanted> {
+        let (revision, endpoint) = (revision.to_owned(), hub.endpoint.clone());
+        Box::new(Wanted { repo: repo.clone(), revision, endpoint, cache: hub.cache.clone() })
+    }
+
+    /// The command that fills the cache. One pattern for .json, .txt and .safetensors, because versions of
+    /// `hf` disagree on how to give several.
+    pub fn prefetch(&self) -> String {
+        let Wanted { repo, revision, cache, .. } = self;
+        let cache = cache.display();
+        format!("HF_HUB_CACHE={cache} hf download {repo} --revision {revision} --include '*.[jst][sax]*'")
+    }
+}
+
+/// As in `EleutherAI/pythia-70m@main`.
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.repo, self.revision)
+    }
+}
 
 /// Why a model's files could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -11,53 +49,35 @@ use crate::{job::FailureKind, model::reference::RepoId};
 pub enum LocateError {
     /// Not in the cache, and the network is switched off.
     #[error(
-        "{repo}@{revision} is not in the hub cache {cache:?} ({missing}) and the network is switched off \
-         (HF_HUB_OFFLINE or hub.offline); on a machine with network run `{prefetch}`{elsewhere}"
+        "{wanted} is not in the hub cache {:?} ({missing}) and the network is switched off (HF_HUB_OFFLINE or \
+         hub.offline); on a machine with network run `{}`{elsewhere}", wanted.cache, wanted.prefetch()
     )]
     NotCached {
-        /// The repo.
-        repo: RepoId,
-        /// The revision.
-        revision: String,
-        /// The cache directory.
-        cache: PathBuf,
+        /// What was wanted.
+        wanted: Box<Wanted>,
         /// What was looked for and is not there.
         missing: String,
-        /// The command that fetches it.
-        prefetch: String,
         /// Where something similar lies, if anywhere.
         elsewhere: String,
     },
     /// The hub does not answer.
     #[error(
-        "could not fetch {file} of {repo}@{revision} from {endpoint}: {cause}; it is not in the hub cache {cache:?} \
-         either, so check the network, or on a machine with network run `{prefetch}`"
+        "could not fetch {file} of {wanted} from {}: {cause}; it is not in the hub cache {:?} either, so check the \
+         network, or on a machine with network run `{}`", wanted.endpoint, wanted.cache, wanted.prefetch()
     )]
     Unreachable {
         /// The file.
         file: String,
-        /// The repo.
-        repo: RepoId,
-        /// The revision.
-        revision: String,
-        /// The hub's address.
-        endpoint: String,
-        /// The cache directory.
-        cache: PathBuf,
+        /// Of what.
+        wanted: Box<Wanted>,
         /// What went wrong.
         cause: String,
-        /// The command that fetches it.
-        prefetch: String,
     },
     /// 401 or 403.
-    #[error("{endpoint} refused {repo}@{revision} ({status}{detail}): {advice}")]
+    #[error("{} refused {wanted} ({status}{detail}): {advice}", wanted.endpoint)]
     Denied {
-        /// The repo.
-        repo: RepoId,
-        /// The revision.
-        revision: String,
-        /// The hub's address.
-        endpoint: String,
+        /// What was wanted.
+        wanted: Box<Wanted>,
         /// The HTTP status.
         status: u16,
         /// What the hub said.
@@ -67,24 +87,21 @@ pub enum LocateError {
     },
     /// The hub knows no such repo.
     #[error(
-        "{endpoint} has no model {repo}; check the spelling (`worker models` lists the short names), or give a \
-         directory as ./{repo}"
+        "{} has no model {}; check the spelling (`worker models` lists the short names), or give a directory as ./{}",
+        wanted.endpoint, wanted.repo, wanted.repo
     )]
     NoSuchRepo {
-        /// The repo.
-        repo: RepoId,
-        /// The hub's address.
-        endpoint: String,
+        /// What was wanted.
+        wanted: Box<Wanted>,
     },
     /// The repo has no such revision.
-    #[error("{repo} on {endpoint} has no revision {revision:?}; give a branch, a tag or a full commit hash")]
+    #[error(
+        "{} on {} has no revision {:?}; give a branch, a tag or a full commit hash",
+        wanted.repo, wanted.endpoint, wanted.revision
+    )]
     NoSuchRevision {
-        /// The repo.
-        repo: RepoId,
-        /// The revision.
-        revision: String,
-        /// The hub's address.
-        endpoint: String,
+        /// What was wanted.
+        wanted: Box<Wanted>,
     },
     /// The repo or directory lacks a file that every model needs.
     #[error("{place} has no {file}; {advice}")]
@@ -112,16 +129,12 @@ pub enum LocateError {
         directory: String,
     },
     /// The hub failed, or what it sent is not what it announced.
-    #[error("fetching {file} of {repo}@{revision} from {endpoint} failed: {cause}; run again to retry")]
+    #[error("fetching {file} of {wanted} from {} failed: {cause}; run again to retry", wanted.endpoint)]
     Download {
         /// The file.
         file: String,
-        /// The repo.
-        repo: RepoId,
-        /// The revision.
-        revision: String,
-        /// The hub's address.
-        endpoint: String,
+        /// Of what.
+        wanted: Box<Wanted>,
         /// What went wrong.
         cause: String,
     },

@@ -17,7 +17,11 @@ use self::{
     cache::{CachedRepo, Snapshot},
     files::{Weights, weights_in},
 };
-pub use self::{download::FetchEvent, error::LocateError, files::TokenizerFiles};
+pub use self::{
+    download::FetchEvent,
+    error::{LocateError, Wanted},
+    files::TokenizerFiles,
+};
 use super::{
     hub::HubOptions,
     reference::{DEFAULT_REVISION, ModelName, ModelRef, RepoId, Source},
@@ -101,23 +105,21 @@ pub fn locate_config(
         }
         Source::Hub { repo, former_repos, revision } => {
             let repos = || std::iter::once(repo).chain(former_repos);
-            let cached = repos().filter_map(|repo| CachedRepo::of(&hub.cache, repo).snapshot(revision));
-            // Two caches may hold the repo, under its id of today and an older one: the fuller is the better.
-            let best = cached.fold(None, |best: Option<Snapshot>, next| match &best {
-                Some(best) if completeness(&best.dir) >= completeness(&next.dir) => Some(best.clone()),
-                _ => Some(next),
-            });
-            match best {
-                Some(Snapshot { commit, dir }) if completeness(&dir) >= Completeness::Tokenizer => {
-                    Ok(found(repo.as_str(), commit, dir, Origin::Cache))
-                }
-                best if hub.offline => Err(not_cached(repos(), revision, hub, best.as_ref())),
-                _ => {
-                    let Snapshot { commit, dir } =
-                        download::on_own_thread(|| download::config(repo, revision, hub, progress))?;
-                    Ok(found(repo.as_str(), commit, dir, Origin::Hub))
-                }
-            }
+            let cached = || fullest_snapshot(repos(), revision, hub);
+            let is_usable = |snapshot: &Snapshot| completeness(&snapshot.dir) >= Completeness::Tokenizer;
+            let (Snapshot { commit, dir }, origin) = match cached() {
+                Some(snapshot) if is_usable(&snapshot) => (snapshot, Origin::Cache),
+                partial if hub.offline => return Err(not_cached(repos(), revision, hub, partial.as_ref())),
+                _ => download::on_own_thread(|| {
+                    let _lock = download::lock(repo, hub, progress)?;
+                    // Whoever held the lock may have fetched it meanwhile.
+                    match cached().filter(is_usable) {
+                        Some(snapshot) => Ok((snapshot, Origin::Cache)),
+                        None => Ok((download::config(repo, revision, hub, progress)?, Origin::Hub)),
+                    }
+                })?,
+            };
+            Ok(found(repo.as_str(), commit, dir, origin))
         }
     }
 }
@@ -130,9 +132,10 @@ pub fn fetch_weights(
 ) -> Result<Vec<PathBuf>, LocateError> {
     let weights = match find_weights(model, hub)? {
         Found::Here(files) => files,
-        Found::OnTheHub(repo) => {
-            download::on_own_thread(|| download::weights(repo, &model.commit, hub, progress))?
-        }
+        Found::OnTheHub(repo) => download::on_own_thread(|| {
+            let _lock = download::lock(repo, hub, progress)?;
+            download::weights(repo, &model.commit, hub, progress)
+        })?,
     };
     weights.iter().try_for_each(|path| files::check_safetensors(path))?;
     Ok(weights)
@@ -188,6 +191,16 @@ fn find_weights<'a>(model: &'a LocatedModel, hub: &HubOptions) -> Result<Found<'
     })
 }
 
+/// The snapshot of `revision` that holds most: a cache may have the repo under its id of today and an older one.
+fn fullest_snapshot<'a>(
+    repos: impl Iterator<Item = &'a RepoId>,
+    revision: &str,
+    hub: &HubOptions,
+) -> Option<Snapshot> {
+    let snapshots = repos.filter_map(|repo| CachedRepo::of(&hub.cache, repo).snapshot(revision));
+    snapshots.reduce(|best, next| if completeness(&next.dir) > completeness(&best.dir) { next } else { best })
+}
+
 /// How much of a model a directory holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Completeness {
@@ -207,13 +220,6 @@ fn completeness(dir: &Path) -> Completeness {
     } else {
         Completeness::Tokenizer
     }
-}
-
-/// The command that fills the cache. One pattern for .json, .txt and .safetensors, because versions of
-/// `hf` disagree on how to give several.
-fn prefetch_command(repo: &RepoId, revision: &str, hub: &HubOptions) -> String {
-    let cache = hub.cache.display();
-    format!("HF_HUB_CACHE={cache} hf download {repo} --revision {revision} --include '*.[jst][sax]*'")
 }
 
 fn not_cached<'a>(
@@ -241,7 +247,7 @@ fn not_cached<'a>(
     };
     let others: Vec<String> =
         repos.clone().flat_map(|repo| CachedRepo::of(&hub.cache, repo).revisions()).collect();
-    let repo = repos.next().expect("a model has a repo").clone();
+    let repo = repos.next().expect("a model has a repo");
     let elsewhere = if snapshot.is_none() && !others.is_empty() {
         format!("; the cache has these revisions of it: {}", others.join(", "))
     } else {
@@ -250,14 +256,7 @@ fn not_cached<'a>(
             similar => format!("; the cache has {}, if you meant that", similar.join(" and ")),
         }
     };
-    LocateError::NotCached {
-        revision: revision.to_owned(),
-        cache: hub.cache.clone(),
-        missing,
-        prefetch: prefetch_command(&repo, revision, hub),
-        elsewhere,
-        repo,
-    }
+    LocateError::NotCached { wanted: Wanted::new(repo, revision, hub), missing, elsewhere }
 }
 
 /// A repo as the first arguments of Python's `from_pretrained`.
@@ -296,3 +295,8 @@ fn no_tokenizer(place: &str, python_source: &str) -> LocateError {
         ),
     }
 }
+
+#[cfg(test)]
+mod testhub;
+#[cfg(test)]
+mod tests;
