@@ -47,6 +47,10 @@ pub(super) struct RawRules {
     pub(super) source_fname: String,
 }
 
+/// How compressed files begin, which people give by mistake.
+const COMPRESSED: [(&[u8], &str); 4] =
+    [(b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz")];
+
 /// Reads line `number` (from 1) of a file. Without `raw`, the line is one prompt as it is.
 pub(super) fn read(line: &[u8], number: usize, raw: Option<&RawRules>) -> Line {
     // Editors on Windows put a byte order mark in front of a file.
@@ -54,14 +58,17 @@ pub(super) fn read(line: &[u8], number: usize, raw: Option<&RawRules>) -> Line {
     if line.iter().all(u8::is_ascii_whitespace) {
         return Line::Blank;
     }
-    match read_prompts(line, raw) {
+    match read_prompts(line, number, raw) {
         Ok(good) => Line::Good(good),
         Err((column, message)) => Line::Bad(BadLine { line: number, column, message }),
     }
 }
 
-fn read_prompts(line: &[u8], raw: Option<&RawRules>) -> Result<GoodLine, (usize, String)> {
+fn read_prompts(line: &[u8], number: usize, raw: Option<&RawRules>) -> Result<GoodLine, (usize, String)> {
     let line = std::str::from_utf8(line).map_err(|error| {
+        if let Some((_, kind)) = COMPRESSED.iter().find(|(magic, _)| number == 1 && line.starts_with(magic)) {
+            return (1, format!("the file is compressed with {kind}; unpack it first"));
+        }
         let valid = &line[..error.valid_up_to()];
         let column = String::from_utf8_lossy(valid).chars().count() + 1;
         let byte = line[error.valid_up_to()];

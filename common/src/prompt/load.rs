@@ -4,15 +4,18 @@
 //! blank line is nothing, a text that comes twice is computed once, a shuffle can be repeated.
 //! Tokens are [`crate::tokenize`]'s, what is computed already is [`crate::store`]'s.
 
+mod report;
+
 use std::{
     collections::{HashMap, hash_map::Entry},
-    fmt,
     fs::File,
     io,
     path::{Component, Path, PathBuf},
 };
 
 use rayon::prelude::*;
+
+pub use report::{BadLine, Conflict, LoadReport, MAX_SHOWN};
 
 use super::{
     PromptHash, PromptSet, PromptSetWriter,
@@ -21,9 +24,6 @@ use super::{
     shuffle,
 };
 use crate::spool::{SpoolError, SpoolOptions};
-
-/// Of bad lines and of conflicts this many are kept to be shown; all are counted.
-pub const MAX_SHOWN: usize = 1000;
 
 /// Which prompts to take from which file.
 #[derive(Clone, Debug)]
@@ -84,89 +84,6 @@ pub struct Loaded {
     pub report: LoadReport,
 }
 
-/// A line that is no prompt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BadLine {
-    /// Line, from 1.
-    pub line: usize,
-    /// Column in code points, from 1.
-    pub column: usize,
-    /// What is wrong and what to do.
-    pub message: String,
-}
-
-impl fmt::Display for BadLine {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}, column {}: {}", self.line, self.column, self.message)
-    }
-}
-
-/// A prompt that was left out because another one with another text has its hash.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Conflict {
-    /// The hash both carry.
-    pub hash: PromptHash,
-    /// The line that was kept.
-    pub kept_line: usize,
-    /// The line that was left out.
-    pub line: usize,
-}
-
-impl fmt::Display for Conflict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "line {}: left out, because line {} has the same hash {} with another text; \
-             remove \"hash\" from one of them to have it computed",
-            self.line, self.kept_line, self.hash
-        )
-    }
-}
-
-/// What loading met.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LoadReport {
-    /// The file.
-    pub path: PathBuf,
-    /// Lines read, blank and bad ones too.
-    pub lines: usize,
-    /// Blank lines.
-    pub blank: usize,
-    /// How many lines were bad.
-    pub bad_lines: usize,
-    /// The first [`MAX_SHOWN`] of them.
-    pub bad: Vec<BadLine>,
-    /// Prompts whose text and hash came before.
-    pub duplicates: usize,
-    /// Prompts whose hash came before with another text.
-    pub conflicting: usize,
-    /// The first [`MAX_SHOWN`] of them.
-    pub conflicts: Vec<Conflict>,
-    /// Texts and last pieces of texts under `--min-chars`.
-    pub too_short: usize,
-    /// Lines over `--max-chars`, which were split.
-    pub split: usize,
-    /// Lines whose "meta" was no object and was wrapped as `{"value": …}`.
-    pub meta_wrapped: usize,
-    /// Prompts left out because of `--n-samples`; of those lines only that were read.
-    pub beyond_n_samples: usize,
-    /// Whether reading ended early, because `--n-samples` were found.
-    pub stopped_early: bool,
-    /// The seed of the shuffle, to be given again for the same order.
-    pub seed: Option<u64>,
-    /// Prompts loaded.
-    pub prompts: usize,
-}
-
-impl LoadReport {
-    /// The shown bad lines as editors understand them: `file:line:column: message`.
-    pub fn bad_lines_located(&self) -> impl Iterator<Item = String> {
-        self.bad
-            .iter()
-            .map(|bad| format!("{}:{}:{}: {}", self.path.display(), bad.line, bad.column, bad.message))
-    }
-}
-
 /// Loading gave nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -182,24 +99,11 @@ pub enum LoadError {
         source: io::Error,
     },
     /// The file was read and no prompt was found.
-    #[error("{}", no_prompts(.0))]
+    #[error("{}", .0.no_prompts())]
     NoPrompts(Box<LoadReport>),
     /// What was read could not be kept.
     #[error(transparent)]
     Spool(#[from] SpoolError),
-}
-
-fn no_prompts(report: &LoadReport) -> String {
-    let path = report.path.display();
-    let LoadReport { lines, blank, bad_lines, too_short, .. } = report;
-    let advice = match report.bad.first() {
-        Some(bad) => format!("the first bad line is {bad}"),
-        None if *too_short > 0 => "lower --min-chars, or raise --max-chars".to_owned(),
-        None => "give a file with an object like {\"text\": \"...\"} on each line".to_owned(),
-    };
-    format!(
-        "{path} has no usable prompt ({lines} lines: {blank} blank, {bad_lines} bad; {too_short} texts too short): {advice}"
-    )
 }
 
 /// Loads the prompts of a file. Uses all cores; takes memory for the hashes and up to
@@ -207,6 +111,9 @@ fn no_prompts(report: &LoadReport) -> String {
 pub fn load(options: &LoadOptions) -> Result<Loaded, LoadError> {
     if options.raw && options.lengths.max_chars == 0 {
         return Err(LoadError::Options("--max-chars must be at least 1".to_owned()));
+    }
+    if options.n_samples == Some(0) {
+        return Err(LoadError::Options("--n-samples must be at least 1".to_owned()));
     }
     let raw = options
         .raw

@@ -184,4 +184,32 @@ mod tests {
         }
         assert!(PromptHash::try_from("-begins-with-a-dash".to_owned()).is_ok());
     }
+
+    #[test]
+    fn a_record_becomes_a_prompt_with_an_object_for_meta_and_a_hash() {
+        for (line, record) in [
+            (
+                r#"{"text": "test prompt"}"#,
+                r#"{"text": "test prompt", "meta": {}, "hash": "C7p4x9-iwFxWSKCb8kbLfQ"}"#,
+            ),
+            (r#"{"meta": null, "text": "", "hash": "-x"}"#, r#"{"meta": {}, "text": "", "hash": "-x"}"#),
+            (
+                r#"{"meta": [1, NaN], "text": "", "hash": "x"}"#,
+                r#"{"meta": {"value": [1, NaN]}, "text": "", "hash": "x"}"#,
+            ),
+            (
+                r#"{"meta": "web", "hash": "x", "text": ""}"#,
+                r#"{"meta": {"value": "web"}, "hash": "x", "text": ""}"#,
+            ),
+            (
+                r#"{"hash": "x", "meta": {"a": 1}, "text": ""}"#,
+                r#"{"hash": "x", "meta": {"a": 1}, "text": ""}"#,
+            ),
+        ] {
+            let prompt = Prompt::from_record(Record::parse(line).unwrap()).unwrap();
+            assert_eq!(prompt.record().to_python_json(), record);
+            assert_eq!(prompt.record().get("hash").and_then(Json::as_str), Some(prompt.hash().as_str()));
+        }
+        assert_eq!(Prompt::from_text("Hello, world!").hash().as_str(), "bNNVbesNpUvKBgtMOUeYOQ");
+    }
 }

@@ -110,6 +110,17 @@ impl Frame {
         self.prefix.first().or_else(|| self.front.as_ref()?.ids.first())
     }
 
+    /// What the user should know of BOS.
+    pub(super) fn warning(&self) -> Option<String> {
+        let front = self.front.as_ref().filter(|front| !front.is_token)?;
+        Some(format!(
+            "BOS {:?} is no token of this tokenizer: the model reads it as {} plain tokens in front of each prompt, \
+             as in TransformerLens; --prepend-bos never leaves it out",
+            front.text,
+            front.ids.len()
+        ))
+    }
+
     /// How many ids stand around a text.
     pub(super) fn extra(&self) -> usize {
         self.prefix.len() + self.suffix.len() + self.front.as_ref().map_or(0, |front| front.ids.len())

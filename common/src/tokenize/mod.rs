@@ -215,6 +215,11 @@ impl PromptTokenizer {
         self.frame.facts()
     }
 
+    /// What the user should know before the run, in a sentence.
+    pub fn warning(&self) -> Option<String> {
+        self.frame.warning()
+    }
+
     /// The options it was made with.
     pub fn options(&self) -> &TokenizeOptions {
         &self.options

@@ -57,8 +57,12 @@ fn parse_to_depth(line: &str, max_depth: usize) -> Result<ParsedRecord, JsonErro
     let parsed = match parser.peek() {
         Some(b'{') => parser.object()?,
         _ => {
-            let kind = parser.value()?.kind();
-            return Err(parser.error(start, format!("expected an object {{...}}, found {kind}")));
+            return Err(match parser.value() {
+                Ok(value) => {
+                    parser.error(start, format!("expected an object {{...}}, found {}", value.kind()))
+                }
+                Err(_) => Parser { at: start, ..parser }.expected("an object {...}"),
+            });
         }
     };
     parser.skip_space();
