@@ -559,3 +559,15 @@ async fn a_download_may_start_inside_a_runtime() {
     let (hub, cache) = (tiny_hub(), Cache::new());
     assert_eq!(locate("org/tiny", &cache.online(&hub)).unwrap().commit, COMMIT);
 }
+
+#[test]
+fn the_fixtures_are_models() {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models");
+    let hub = Cache::new().offline();
+    for (name, count) in [("gpt2-tiny", 1), ("gpt2-sharded", 2), ("gpt2-bf16", 1), ("neox-tiny", 1)] {
+        let found = locate(models.join(name).to_str().unwrap(), &hub).unwrap();
+        let files = weights(&found, &hub).unwrap();
+        assert!(files.len() >= count, "{name}: {files:?}");
+        assert_eq!(found.name.as_str(), name);
+    }
+}
