@@ -158,28 +158,7 @@ fn apply(
     map: &Config,
     class: Class,
 ) -> tokenizers::Result<SpecialTokens> {
-    let mut special: BTreeMap<&str, AddedTokenConfig> = BTreeMap::new();
-    for (key, content) in class.defaults() {
-        special.insert(key, plain(content));
-    }
-    for source in [config, map] {
-        for key in SPECIAL_KEYS {
-            match source.rest.get(key) {
-                // An explicit null takes a class's default away.
-                Some(Value::Null) if std::ptr::eq(source, config) => {
-                    special.remove(key);
-                }
-                Some(value) => {
-                    // tokenizer_config.json, where it lists its added tokens, has the last word.
-                    let settled = std::ptr::eq(source, map) && config.rest.contains_key(key);
-                    if !settled && let Some(token) = special_token(value) {
-                        special.insert(key, token);
-                    }
-                }
-                None => {}
-            }
-        }
-    }
+    let special = special_tokens(config, map, class);
     // First those that are listed, by id; then special ones that no list has.
     for token in config.added_tokens_decoder.values() {
         let is_special = token.special || special.values().any(|known| known.content == token.content);
@@ -201,6 +180,24 @@ fn apply(
     let content = |key: &str| special.get(key).map(|token| token.content.clone());
     let adds_bos = config.add_bos_token == Some(true) || class.always_adds_bos();
     Ok(SpecialTokens { bos: content("bos_token"), eos: content("eos_token"), adds_bos })
+}
+
+/// The special tokens by name: tokenizer_config.json has the word, then special_tokens_map.json, then the class.
+fn special_tokens(config: &Config, map: &Config, class: Class) -> BTreeMap<&'static str, AddedTokenConfig> {
+    let default =
+        |key| class.defaults().iter().find(|(name, _)| *name == key).map(|(_, content)| plain(content));
+    let named = |source: &Config, key| source.rest.get(key).and_then(special_token);
+    SPECIAL_KEYS
+        .into_iter()
+        .filter_map(|key| {
+            let token = named(config, key).or_else(|| named(map, key)).or_else(|| {
+                // A null says that there is none, whatever the class would have.
+                let denied = config.rest.contains_key(key);
+                if denied { None } else { default(key) }
+            })?;
+            Some((key, token))
+        })
+        .collect()
 }
 
 fn plain(content: &str) -> AddedTokenConfig {
