@@ -117,7 +117,7 @@ impl Transformer {
         };
         // Only the tokens' part is narrow: positions are added in the stream's width.
         let (tokens, positions) = self.embedding.rows_apart(&batch.prompts, groups)?;
-        let tokens = self.ops.linear(to_device(tokens, projection.d_in), projection);
+        let tokens = self.ops.linear(to_device(tokens, projection.d_in), projection, None);
         Ok(match positions {
             None => tokens,
             Some(positions) => tokens + to_device(positions, self.d_model),
@@ -143,38 +143,42 @@ impl Transformer {
             | Residual::Sandwich { pre_attention: norm, .. } => ops.norm(x.clone(), norm),
             Residual::PostNorm { .. } | Residual::OutputNorm { .. } => x.clone(),
         };
-        let qkv = ops.linear(input.clone(), &layer.qkv);
+        let qkv = ops.linear(input.clone(), &layer.qkv, None);
         let qkv = self.place(qkv, layer, self.rotary.of_layer(index), groups);
         let attended = ops.attend(qkv, self.heads, &self.rules[index], groups);
         taken(attended.patterns)?;
         let (Some(rest), Some(mixed), false) = (&layer.rest, attended.mixed, last) else { return Ok(None) };
-        let attention = ops.linear(mixed, &rest.out);
-        let mlp = |input: Tensor<2>| self.mlp(input, &rest.mlp);
+        let attention = |mixed| ops.linear(mixed, &rest.out, None);
+        let onto_attention = |x, mixed| ops.linear_onto(x, mixed, &rest.out);
+        let mlp = |input| ops.linear(self.hidden(input, &rest.mlp), &rest.mlp.down, None);
+        let onto_mlp = |x, input| ops.linear_onto(x, self.hidden(input, &rest.mlp), &rest.mlp.down);
         Ok(Some(match &layer.residual {
             Residual::PreNorm { mlp: norm, .. } => {
-                let x = x + attention;
-                x.clone() + mlp(ops.norm(x, norm))
+                let x = onto_attention(x, mixed);
+                let input = ops.norm(x.clone(), norm);
+                onto_mlp(x, input)
             }
-            Residual::ParallelOneNorm { .. } => x + attention + mlp(input),
+            Residual::ParallelOneNorm { .. } => onto_mlp(onto_attention(x, mixed), input),
             Residual::ParallelTwoNorms { mlp: norm, .. } => {
-                let hidden = mlp(ops.norm(x.clone(), norm));
-                x + attention + hidden
+                let input = ops.norm(x.clone(), norm);
+                onto_mlp(onto_attention(x, mixed), input)
             }
             Residual::StreamNorm { mlp: norm, .. } => {
-                let x = ops.norm(input + attention, norm);
-                x.clone() + mlp(x)
+                let x = ops.norm(onto_attention(input, mixed), norm);
+                onto_mlp(x.clone(), x)
             }
             Residual::PostNorm { attention: after_attention, mlp: after_mlp } => {
-                let x = ops.norm(x + attention, after_attention);
-                ops.norm(x.clone() + mlp(x), after_mlp)
+                let x = ops.norm(onto_attention(x, mixed), after_attention);
+                ops.norm(onto_mlp(x.clone(), x), after_mlp)
             }
             Residual::OutputNorm { attention: after_attention, mlp: after_mlp } => {
-                let x = x + ops.norm(attention, after_attention);
+                let x = x + ops.norm(attention(mixed), after_attention);
                 x.clone() + ops.norm(mlp(x), after_mlp)
             }
             Residual::Sandwich { post_attention, pre_mlp, post_mlp, .. } => {
-                let x = x + ops.norm(attention, post_attention);
-                x.clone() + ops.norm(mlp(ops.norm(x, pre_mlp)), post_mlp)
+                let x = x + ops.norm(attention(mixed), post_attention);
+                let input = ops.norm(x.clone(), pre_mlp);
+                x + ops.norm(mlp(input), post_mlp)
             }
         }))
     }
@@ -206,14 +210,13 @@ impl Transformer {
         }
     }
 
-    fn mlp(&self, x: Tensor<2>, weights: &MlpWeights) -> Tensor<2> {
-        let hidden = self.ops.linear(x, &weights.up);
-        let hidden = if weights.gated {
-            self.ops.gate(hidden, self.activation)
+    /// The MLP as far as its hidden layer: `[rows, d_mlp]`.
+    fn hidden(&self, x: Tensor<2>, weights: &MlpWeights) -> Tensor<2> {
+        if weights.gated {
+            self.ops.gate(self.ops.linear(x, &weights.up, None), self.activation)
         } else {
-            self.ops.activate(hidden, self.activation)
-        };
-        self.ops.linear(hidden, &weights.down)
+            self.ops.linear(x, &weights.up, Some(self.activation))
+        }
     }
 }
 

@@ -23,6 +23,8 @@ pub(super) struct Linear {
     pub(super) bias: Option<Tensor<1>>,
     /// Width of the input.
     pub(super) d_in: usize,
+    /// Width of the output.
+    pub(super) d_out: usize,
 }
 
 /// A norm with its weights, `(1 + w)` applied.
@@ -163,6 +165,7 @@ impl Loader<'_> {
             weight: self.ops.linear_weight(weight, [d_in, d_out], self.device),
             bias: bias.map(|bias| self.vector(bias)),
             d_in,
+            d_out,
         })
     }
 }

@@ -1,10 +1,11 @@
 //! The operations of a forward pass, behind one set of functions for every device.
 //!
-//! [`composed`] builds them from burn's tensor operations and runs anywhere. Shapes: activations are
-//! `[rows, width]`, `rows` running over the tokens of all prompts of a pass; patterns are
-//! `[batch, head, query, key]`.
+//! [`native`] is kernels of our own on burn's CPU backend. [`composed`] builds the same from burn's tensor
+//! operations and runs anywhere. Shapes: activations are `[rows, width]`, `rows` running over the tokens of all
+//! prompts of a pass; patterns are `[batch, head, query, key]`.
 
 mod composed;
+mod native;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use common::model::spec::Activation;
@@ -16,10 +17,12 @@ use super::{
     weights::{Linear, NormWeights},
 };
 
-/// How operations are carried out on a device.
+/// How operations are carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ops {
-    /// From burn's own operations.
+    /// By our own kernels, on the CPU.
+    Native,
+    /// From burn's own operations, on any device.
     Composed,
 }
 
@@ -57,41 +60,53 @@ pub(super) struct Attended {
 
 impl Ops {
     /// The operations for a device.
-    pub(super) fn of(_device: DeviceChoice) -> Self {
-        Ops::Composed
+    pub(super) fn of(device: DeviceChoice) -> Self {
+        match device {
+            DeviceChoice::Auto | DeviceChoice::Cpu => Ops::Native,
+            DeviceChoice::Cuda(_) => Ops::Composed,
+        }
     }
 
     /// Puts a weight of shape `[d_in, d_out]` on the device as [`Self::linear`] wants it.
     pub(super) fn linear_weight(self, weight: Vec<f32>, shape: [usize; 2], device: &Device) -> Tensor<2> {
+        let (weight, shape) = match self {
+            Ops::Native => native::pack(&weight, shape),
+            Ops::Composed => (weight, shape),
+        };
+        Tensor::from_data(TensorData::new(weight, shape), device)
+    }
+
+    /// `act(x W + b)`: `[rows, d_in]` to `[rows, d_out]`.
+    pub(super) fn linear(self, x: Tensor<2>, linear: &Linear, activation: Option<Activation>) -> Tensor<2> {
         match self {
-            Ops::Composed => Tensor::from_data(TensorData::new(weight, shape), device),
+            Ops::Native => native::linear(x, linear, activation, None),
+            Ops::Composed => match activation {
+                None => composed::linear(x, linear),
+                Some(activation) => composed::activate(composed::linear(x, linear), activation),
+            },
         }
     }
 
-    /// `x W + b`: `[rows, d_in]` to `[rows, d_out]`.
-    pub(super) fn linear(self, x: Tensor<2>, linear: &Linear) -> Tensor<2> {
+    /// `onto + x W + b`.
+    pub(super) fn linear_onto(self, onto: Tensor<2>, x: Tensor<2>, linear: &Linear) -> Tensor<2> {
         match self {
-            Ops::Composed => composed::linear(x, linear),
+            Ops::Native => native::linear(x, linear, None, Some(onto)),
+            Ops::Composed => onto + composed::linear(x, linear),
         }
     }
 
     /// Normalizes each row, in stretches of the norm's width.
     pub(super) fn norm(self, x: Tensor<2>, norm: &NormWeights) -> Tensor<2> {
         match self {
+            Ops::Native => native::norm(x, norm),
             Ops::Composed => composed::norm(x, norm),
-        }
-    }
-
-    /// The MLP's nonlinearity.
-    pub(super) fn activate(self, x: Tensor<2>, activation: Activation) -> Tensor<2> {
-        match self {
-            Ops::Composed => composed::activate(x, activation),
         }
     }
 
     /// `act(x[.., ..d]) * x[.., d..]`: `[rows, 2 d]` to `[rows, d]`.
     pub(super) fn gate(self, x: Tensor<2>, activation: Activation) -> Tensor<2> {
         match self {
+            Ops::Native => native::gate(x, activation),
             Ops::Composed => composed::gate(x, activation),
         }
     }
@@ -106,6 +121,7 @@ impl Ops {
         groups: &[Group],
     ) -> Tensor<2> {
         match self {
+            Ops::Native => native::rotate(x, heads, width, table, groups),
             Ops::Composed => composed::rotate(x, heads, width, table, groups),
         }
     }
@@ -113,6 +129,7 @@ impl Ops {
     /// Causal attention within each prompt of `groups`; `qkv` is `[rows, q | k | v]` or `[rows, q | k]`.
     pub(super) fn attend(self, qkv: Tensor<2>, heads: Heads, rule: &ScoreRule, groups: &[Group]) -> Attended {
         match self {
+            Ops::Native => native::attend(qkv, heads, rule, groups),
             Ops::Composed => composed::attend(qkv, heads, rule, groups),
         }
     }
