@@ -1,0 +1,185 @@
+//! The encoder: one pattern in, one npz entry out.
+
+use common::capture::Dtype;
+use common::npz::{Entry, Method, NpyHeader};
+
+use super::bits::BitWriter;
+use super::blocks::Blocks;
+use super::compression::{Compression, ZlibLevel};
+use super::fixed;
+use super::general::General;
+use super::kernel::Kernel;
+use super::pattern::PatternView;
+use super::piece::Piece;
+use super::values;
+
+/// Arrays of at most this many bytes are also tried with zlib, which may find more in them; they cost
+/// nothing either way.
+const SMALL: usize = 16 << 10;
+
+/// Payload buffers kept for later.
+const MOST_SPARE: usize = 16;
+
+/// Encodes patterns; owns the buffers that one array after the other needs. One for each thread.
+#[derive(Debug)]
+pub struct Encoder {
+    compression: Compression,
+    dtype: Dtype,
+    blocks: Blocks,
+    words: Vec<u32>,
+    halves: Vec<u16>,
+    spare: Vec<Vec<u8>>,
+}
+
+/// Compressed bytes with what a zip says about them.
+struct Stream {
+    payload: Vec<u8>,
+    crc: crc32fast::Hasher,
+    uncompressed_len: u64,
+}
+
+/// How a stream ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// With its last block.
+    Last,
+    /// With an empty block on a whole byte: more follows.
+    Boundary,
+}
+
+impl Encoder {
+    /// An encoder that compresses and rounds as told.
+    pub fn new(compression: Compression, dtype: Dtype) -> Self {
+        Self::with_kernel(compression, dtype, Kernel::detect())
+    }
+
+    pub(super) fn with_kernel(compression: Compression, dtype: Dtype, kernel: Kernel) -> Self {
+        Encoder {
+            compression,
+            dtype,
+            blocks: Blocks::new(kernel),
+            words: Vec::new(),
+            halves: Vec::new(),
+            spare: Vec::new(),
+        }
+    }
+
+    /// One layer as an array of its own, of shape `(1, n_heads, n, n)`.
+    pub fn encode(&mut self, name: &str, pattern: PatternView<'_>) -> Entry {
+        let shape = vec![1, pattern.n_heads(), pattern.n(), pattern.n()];
+        let header = NpyHeader { dtype: self.dtype, shape }.to_bytes();
+        let mut stream = self.stream(&header, &pattern, End::Last, self.compression);
+        let small = pattern.len() * self.dtype.bytes() <= SMALL;
+        if small && self.compression == Compression::Causal {
+            let other = self.stream(&header, &pattern, End::Last, Compression::Zlib(ZlibLevel::NUMPY));
+            if other.payload.len() < stream.payload.len() {
+                stream = other;
+            }
+        }
+        Entry {
+            name: name.to_owned(),
+            method: self.method(),
+            crc32: stream.crc.finalize(),
+            uncompressed_len: stream.uncompressed_len,
+            payload: stream.payload,
+        }
+    }
+
+    /// One layer as a part of an array of all layers; [`stack`](super::stack) joins them.
+    pub fn encode_piece(&mut self, pattern: PatternView<'_>) -> Piece {
+        let stream = self.stream(&[], &pattern, End::Boundary, self.compression);
+        Piece {
+            method: self.method(),
+            dtype: self.dtype,
+            n_heads: pattern.n_heads(),
+            n: pattern.n(),
+            crc: stream.crc,
+            uncompressed_len: stream.uncompressed_len,
+            payload: stream.payload,
+        }
+    }
+
+    /// Takes back an entry that has been written: its buffer serves a later one, and the system need
+    /// not hand out fresh pages for it.
+    pub fn recycle(&mut self, entry: Entry) {
+        if self.spare.len() < MOST_SPARE {
+            self.spare.push(entry.payload);
+        }
+    }
+
+    fn method(&self) -> Method {
+        match self.compression {
+            Compression::Store => Method::Stored,
+            Compression::Causal | Compression::Zlib(_) => Method::Deflate,
+        }
+    }
+
+    fn stream(
+        &mut self,
+        header: &[u8],
+        pattern: &PatternView<'_>,
+        end: End,
+        compression: Compression,
+    ) -> Stream {
+        let mut payload = self.spare.pop().unwrap_or_default();
+        payload.clear();
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(header);
+        let payload = match compression {
+            Compression::Causal => {
+                let mut bits = BitWriter::new(payload);
+                if !header.is_empty() {
+                    fixed::write(&mut bits, header);
+                }
+                let blocks = &mut self.blocks;
+                match self.dtype {
+                    Dtype::Float32 => values::float32(pattern, &mut self.words, |values, segments| {
+                        blocks.write(values, segments, &mut crc, &mut bits);
+                    }),
+                    Dtype::Float16 => values::float16(pattern, &mut self.halves, |values, segments| {
+                        blocks.write(values, segments, &mut crc, &mut bits);
+                    }),
+                }
+                match end {
+                    End::Last => {
+                        fixed::write_end(&mut bits);
+                        bits.align();
+                    }
+                    End::Boundary => fixed::write_boundary(&mut bits),
+                }
+                bits.into_bytes()
+            }
+            Compression::Zlib(level) => {
+                let mut general = General::new(level, payload);
+                general.write(header);
+                self.each_bytes(pattern, |bytes| {
+                    crc.update(bytes);
+                    general.write(bytes);
+                });
+                general.end(end == End::Last)
+            }
+            Compression::Store => {
+                payload.reserve(header.len() + pattern.len() * self.dtype.bytes());
+                payload.extend_from_slice(header);
+                self.each_bytes(pattern, |bytes| {
+                    crc.update(bytes);
+                    payload.extend_from_slice(bytes);
+                });
+                payload
+            }
+        };
+        let uncompressed_len = (header.len() + pattern.len() * self.dtype.bytes()) as u64;
+        Stream { payload, crc, uncompressed_len }
+    }
+
+    fn each_bytes(&mut self, pattern: &PatternView<'_>, mut take: impl FnMut(&[u8])) {
+        match self.dtype {
+            Dtype::Float32 => {
+                values::float32(pattern, &mut self.words, |values, _| take(bytemuck::cast_slice(values)));
+            }
+            Dtype::Float16 => {
+                values::float16(pattern, &mut self.halves, |values, _| take(bytemuck::cast_slice(values)));
+            }
+        }
+    }
+}

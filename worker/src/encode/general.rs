@@ -1,0 +1,46 @@
+//! Deflate for whatever comes: zlib's algorithm at a level of choice.
+
+use flate2::{Compress, FlushCompress, Status};
+
+use super::compression::ZlibLevel;
+
+/// A raw deflate stream being written.
+pub(crate) struct General {
+    compress: Compress,
+    out: Vec<u8>,
+}
+
+impl General {
+    /// Continues `out`, which must end between blocks.
+    pub(crate) fn new(level: ZlibLevel, out: Vec<u8>) -> Self {
+        General { compress: Compress::new(flate2::Compression::new(level.get().into()), false), out }
+    }
+
+    /// Compresses more bytes.
+    pub(crate) fn write(&mut self, bytes: &[u8]) {
+        self.run(bytes, FlushCompress::None);
+    }
+
+    /// Ends between bytes and blocks: with the stream's last block or, for a piece of a stream, an empty one.
+    pub(crate) fn end(mut self, last: bool) -> Vec<u8> {
+        self.run(&[], if last { FlushCompress::Finish } else { FlushCompress::Sync });
+        self.out
+    }
+
+    fn run(&mut self, bytes: &[u8], flush: FlushCompress) {
+        let start = self.compress.total_in();
+        loop {
+            self.out.reserve(32 << 10);
+            let done = (self.compress.total_in() - start) as usize;
+            let status = self.compress.compress_vec(&bytes[done..], &mut self.out, flush);
+            let status = status.expect("deflate takes any bytes while it is given room");
+            let all_in = (self.compress.total_in() - start) as usize == bytes.len();
+            let room_left = self.out.len() < self.out.capacity();
+            match status {
+                Status::StreamEnd => return,
+                _ if all_in && room_left && !matches!(flush, FlushCompress::Finish) => return,
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The three loops that see every byte, once portable and once for AVX-512.
+//!
+//! Which one runs is decided when the encoder is made, from what the processor says it can do.
+//! Both give the same bits: a test compares them.
+
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod portable;
+
+use super::bits::{BitWriter, Cursor};
+use super::code::{BlockCode, LITLEN_LIMIT, MATCH_BITS};
+use super::runs::{Step, Value};
+use super::tables::{LONGEST_MATCH, cut_match};
+
+/// A set of loops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kernel {
+    /// Plain Rust.
+    Portable,
+    /// Byte permutes over whole code tables: AVX-512 with VBMI (Ice Lake, Zen 4 and later).
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Kernel {
+    /// The fastest this processor runs.
+    pub(crate) fn detect() -> Kernel {
+        #[cfg(target_arch = "x86_64")]
+        if avx512::available() {
+            return Kernel::Avx512;
+        }
+        Kernel::Portable
+    }
+
+    /// Appends the steps that spell out `values`.
+    pub(crate) fn scan<V: Value>(self, values: &[V], steps: &mut Vec<Step>) {
+        match self {
+            Kernel::Portable => super::runs::scan(values, steps),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the variant only exists where `available` said so.
+            Kernel::Avx512 => unsafe { avx512::scan(values, steps) },
+        }
+    }
+
+    /// Writes the steps over `bytes`, whose literals all have codes, to the block begun in `bits`.
+    pub(crate) fn write(self, bytes: &[u8], steps: &[Step], code: &BlockCode, bits: &mut BitWriter) {
+        let (mut covered, mut most_bits) = (0, 0);
+        for step in steps {
+            covered += step.literals as usize + step.matched as usize;
+            most_bits += step.literals as usize * LITLEN_LIMIT as usize
+                + (step.matched / LONGEST_MATCH + 2) as usize * MATCH_BITS as usize;
+        }
+        assert_eq!(covered, bytes.len(), "the steps spell out all bytes");
+        bits.reserve(most_bits / 8 + 8);
+        // SAFETY: the room for the longest codes was reserved, the steps stay within `bytes`, and the
+        // variant only exists where `available` said so.
+        unsafe {
+            bits.unchecked(|cursor| match self {
+                Kernel::Portable => portable::write(bytes, steps, code, cursor),
+                #[cfg(target_arch = "x86_64")]
+                Kernel::Avx512 => avx512::write(bytes, steps, code, cursor),
+            });
+        }
+    }
+}
+
+/// Writes the match of a step.
+///
+/// # Safety
+/// The cursor has room for `MATCH_BITS` per match.
+#[inline(always)]
+unsafe fn write_match(step: &Step, code: &BlockCode, cursor: &mut Cursor) {
+    let (longest, rest) = cut_match(step.matched);
+    // SAFETY: the caller's promise.
+    unsafe {
+        if longest > 0 {
+            let (bits, len) = code.longest_match(step.distance);
+            for _ in 0..longest {
+                cursor.put(bits, len);
+            }
+        }
+        for length in rest {
+            if length > 0 {
+                let (bits, len) = code.match_bits(length, step.distance);
+                cursor.put(bits, len);
+            }
+        }
+    }
+}

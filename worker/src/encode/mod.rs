@@ -1,0 +1,50 @@
+//! Attention patterns to npz entries: standard deflate, written by an encoder that knows what it is given.
+//!
+//! # What the bytes are
+//! One layer of one prompt is `n_heads` matrices of `n` by `n` float32 numbers. Above the diagonal they are
+//! zero (a query sees no later key), and under a window zero on the left as well. The rest is softmax output:
+//! sign and exponent take few values, the mantissa's low bits are noise. No two values are equal, so a
+//! search for repeats, on which general encoders spend their time, finds next to nothing.
+//!
+//! # What is written
+//! Deflate (RFC 1951) with only the repeats there are: the value before, again ([`runs`]). Everything else is
+//! a literal in a Huffman code made for its block ([`blocks`], [`code`], [`huffman`]); the loop that looks
+//! codes up and packs them is all that touches every byte ([`kernel`]).
+//!
+//! # Why that is safe
+//! - The output is plain deflate in a plain zip: dynamic blocks, one fixed block for the npy header. Any
+//!   inflater reads it; window and distances stay within what the oldest readers take.
+//! - Nothing is assumed about the values. Runs are found by comparing bits, so a pattern without a mask, with
+//!   NaN, infinities or negative zeros is written as exactly and only compresses differently.
+//! - The checksum is taken from the values' bytes, not from what the encoder thinks of them: a reader notices
+//!   if the encoder were ever wrong.
+//! - The same values give the same bytes, on every processor.
+//!
+//! # float16
+//! `Dtype::Float16` rounds to nearest, ties to even. For patterns, which lie in `[0, 1]`, the error is at most
+//! `2^-11` of the value (0.05 %) from `2^-14` up and at most `2^-25` (3e-8) below. Readers get float16 arrays.
+
+mod bits;
+mod blocks;
+mod code;
+mod compression;
+mod encoder;
+mod fixed;
+mod general;
+mod header;
+mod histogram;
+mod huffman;
+mod kernel;
+mod pattern;
+mod piece;
+mod runs;
+mod tables;
+mod values;
+
+pub use compression::{Compression, UnknownCompression, ZlibLevel};
+pub use encoder::Encoder;
+pub use pattern::PatternView;
+pub use piece::{Piece, stack};
+
+#[cfg(test)]
+mod tests;

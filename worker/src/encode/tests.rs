@@ -1,0 +1,261 @@
+//! Whatever goes in comes out, by several inflaters that share no code with the encoder or each other.
+
+use common::capture::Dtype;
+use common::npz::{Entry, NpyHeader, STACKED_ENTRY_NAME, write_npz};
+use half::f16;
+use proptest::prelude::*;
+
+use super::kernel::Kernel;
+use super::*;
+
+/// Inflates with every inflater at hand, and checks checksum and length.
+fn inflate(entry: &Entry) -> Vec<u8> {
+    let len = entry.uncompressed_len as usize;
+    let mut by_libdeflate = vec![0; len];
+    let written = libdeflater::Decompressor::new()
+        .deflate_decompress(&entry.payload, &mut by_libdeflate)
+        .expect("libdeflate inflates it");
+    assert_eq!(written, len);
+    let by_miniz = miniz_oxide::inflate::decompress_to_vec(&entry.payload).expect("miniz inflates it");
+    assert!(by_miniz == by_libdeflate, "miniz and libdeflate agree");
+    let mut by_zlib = Vec::new();
+    let mut decoder = flate2::bufread::DeflateDecoder::new(entry.payload.as_slice());
+    std::io::Read::read_to_end(&mut decoder, &mut by_zlib).expect("zlib-rs inflates it");
+    assert!(by_zlib == by_libdeflate, "zlib-rs and libdeflate agree");
+    assert_eq!(decoder.total_in(), entry.payload.len() as u64, "nothing follows the stream");
+    assert_eq!(crc32fast::hash(&by_zlib), entry.crc32);
+    by_zlib
+}
+
+/// The bytes numpy would have in memory, after the header.
+fn values_of(entry: &Entry, shape: &[usize], dtype: Dtype) -> Vec<u8> {
+    let bytes = inflate(entry);
+    let (header, at) = NpyHeader::parse(&bytes).unwrap();
+    assert_eq!(header, NpyHeader { dtype, shape: shape.to_vec() });
+    assert_eq!((bytes.len() - at) as u64, header.values_len());
+    bytes[at..].to_vec()
+}
+
+fn kernels() -> Vec<Kernel> {
+    let mut kernels = vec![Kernel::Portable];
+    kernels.extend([Kernel::detect()].into_iter().filter(|&kernel| kernel != Kernel::Portable));
+    kernels
+}
+
+fn check(values: &[f32], n_heads: usize, n: usize) {
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_bits().to_le_bytes()).collect();
+    let halves: Vec<u8> = values.iter().flat_map(|&v| f16::from_f32(v).to_bits().to_le_bytes()).collect();
+    let mut payloads = Vec::new();
+    for kernel in kernels() {
+        for dtype in [Dtype::Float32, Dtype::Float16] {
+            let mut encoder = Encoder::with_kernel(Compression::Causal, dtype, kernel);
+            let entry = encoder.encode("x.npy", PatternView::new(values, n_heads, n));
+            let expected = if dtype == Dtype::Float32 { &bytes } else { &halves };
+            assert!(&values_of(&entry, &[1, n_heads, n, n], dtype) == expected, "{kernel:?} {dtype:?}");
+            payloads.push(entry.payload);
+        }
+    }
+    let half = payloads.len() / 2;
+    assert!(payloads[..2] == payloads[half * 2 - 2..], "all kernels write the same");
+}
+
+/// Numbers that are all different, as softmax gives.
+fn noise(seed: u64) -> impl FnMut() -> f32 {
+    let mut state = seed;
+    move || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        f32::from_bits(0x3a00_0000 + (state >> 38) as u32)
+    }
+}
+
+fn causal(n_heads: usize, n: usize, window: usize, mut value: impl FnMut() -> f32) -> Vec<f32> {
+    let mut values = Vec::with_capacity(n_heads * n * n);
+    for _ in 0..n_heads {
+        for query in 0..n {
+            values.extend((0..n).map(|key| if key > query || key + window <= query { 0.0 } else { value() }));
+        }
+    }
+    values
+}
+
+#[test]
+fn every_small_size() {
+    for n in (1..40).chain([63, 64, 65, 127, 129]) {
+        check(&causal(3, n, n, noise(n as u64)), 3, n);
+    }
+}
+
+#[test]
+fn windows_and_no_mask() {
+    check(&causal(2, 96, 17, noise(1)), 2, 96);
+    check(&causal(2, 50, usize::MAX / 2, noise(2)), 2, 50);
+    let mut value = noise(3);
+    check(&(0..2 * 70 * 70).map(|_| value()).collect::<Vec<_>>(), 2, 70);
+}
+
+#[test]
+fn values_no_softmax_gives_keep_their_bits() {
+    let odd = [
+        f32::NAN,
+        f32::from_bits(0xffc0_1234),
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        -0.0,
+        f32::from_bits(1),
+        f32::MIN_POSITIVE,
+        -1.5,
+        f32::MAX,
+    ];
+    let mut next = noise(4);
+    let mut count = 0;
+    let values = causal(2, 80, 80, || {
+        count += 1;
+        if count % 3 == 0 { odd[count / 3 % odd.len()] } else { next() }
+    });
+    // Rounding to float16 may change which NaN it is; bits are compared for float32.
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_bits().to_le_bytes()).collect();
+    let entry =
+        Encoder::new(Compression::Causal, Dtype::Float32).encode("x.npy", PatternView::new(&values, 2, 80));
+    assert!(values_of(&entry, &[1, 2, 80, 80], Dtype::Float32) == bytes);
+}
+
+#[test]
+fn constants_and_zeros() {
+    for value in [0.0, -0.0, 1.0, f32::from_bits(u32::MAX), f32::from_bits(0x0101_0101)] {
+        let values = vec![value; 3 * 130 * 130];
+        let entry = Encoder::new(Compression::Causal, Dtype::Float32)
+            .encode("x.npy", PatternView::new(&values, 3, 130));
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_bits().to_le_bytes()).collect();
+        assert!(values_of(&entry, &[1, 3, 130, 130], Dtype::Float32) == bytes);
+        assert!(entry.payload.len() < 400, "{value}: {}", entry.payload.len());
+    }
+}
+
+#[test]
+fn a_prompt_inside_a_padded_batch_and_packed_rows_give_the_same_entry() {
+    for (n, padded) in [(1, 4), (37, 64), (300, 301)] {
+        let n_heads = 3;
+        let values = causal(n_heads, n, n, noise(5));
+        let mut batch = vec![7.5; n_heads * padded * padded];
+        let mut packed = Vec::new();
+        for head in 0..n_heads {
+            for query in 0..n {
+                let row = &values[(head * n + query) * n..][..n];
+                batch[(head * padded + query) * padded..][..n].copy_from_slice(row);
+                packed.extend_from_slice(&row[..query + 1]);
+            }
+        }
+        for dtype in [Dtype::Float32, Dtype::Float16] {
+            let mut encoder = Encoder::new(Compression::Causal, dtype);
+            let views = [
+                PatternView::new(&values, n_heads, n),
+                PatternView::padded(&batch, n_heads, n, padded),
+                PatternView::packed_causal(&packed, n_heads, n),
+            ];
+            let [whole, padded, packed] =
+                views.map(|view| values_of(&encoder.encode("x.npy", view), &[1, n_heads, n, n], dtype));
+            assert!(whole == padded && whole == packed, "n = {n}");
+        }
+    }
+}
+
+#[test]
+fn a_stacked_array_is_its_layers_one_after_the_other() {
+    let (n_heads, n) = (2, 45);
+    let layers: Vec<Vec<f32>> = (0..5).map(|layer| causal(n_heads, n, n, noise(layer))).collect();
+    let bytes: Vec<u8> = layers.iter().flatten().flat_map(|v| v.to_bits().to_le_bytes()).collect();
+    for compression in [Compression::Causal, Compression::Zlib(ZlibLevel::NUMPY)] {
+        let pieces = layers.iter().map(|layer| {
+            Encoder::new(compression, Dtype::Float32).encode_piece(PatternView::new(layer, n_heads, n))
+        });
+        let entry = stack(STACKED_ENTRY_NAME, pieces.collect());
+        assert!(values_of(&entry, &[1, 5, n_heads, n, n], Dtype::Float32) == bytes, "{compression}");
+    }
+    let mut encoder = Encoder::new(Compression::Store, Dtype::Float32);
+    let pieces = layers.iter().map(|layer| encoder.encode_piece(PatternView::new(layer, n_heads, n)));
+    let entry = stack(STACKED_ENTRY_NAME, pieces.collect());
+    assert_eq!(crc32fast::hash(&entry.payload), entry.crc32);
+    assert!(entry.payload.ends_with(&bytes));
+}
+
+#[test]
+fn all_compressions_make_archives_another_reader_opens() {
+    let (n_heads, n) = (4, 33);
+    let values = causal(n_heads, n, n, noise(6));
+    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_bits().to_le_bytes()).collect();
+    let entries = ["causal", "zlib:0", "zlib:1", "zlib:6", "zlib:9", "store"].map(|word| {
+        let mut encoder = Encoder::new(word.parse().unwrap(), Dtype::Float32);
+        encoder.encode(word, PatternView::new(&values, n_heads, n))
+    });
+    let mut file = Vec::new();
+    write_npz(&entries, &mut file).unwrap();
+    let mut archive = zip::ZipArchive::new(std::io::Cursor::new(file)).unwrap();
+    for index in 0..entries.len() {
+        let mut read = Vec::new();
+        std::io::Read::read_to_end(&mut archive.by_index(index).unwrap(), &mut read).unwrap();
+        assert!(read.ends_with(&bytes));
+    }
+}
+
+#[test]
+fn recycled_buffers_change_nothing() {
+    let mut encoder = Encoder::new(Compression::Causal, Dtype::Float32);
+    let large = causal(3, 90, 90, noise(7));
+    let small = causal(1, 70, 70, noise(8));
+    let fresh = encoder.encode("x.npy", PatternView::new(&small, 1, 70));
+    let used = encoder.encode("y.npy", PatternView::new(&large, 3, 90));
+    encoder.recycle(used);
+    assert_eq!(encoder.encode("x.npy", PatternView::new(&small, 1, 70)), fresh);
+}
+
+/// Arrays with structure of many kinds: masks, repeats, few distinct values, arbitrary bits.
+fn any_array() -> impl Strategy<Value = (usize, usize, Vec<f32>)> {
+    let value = prop_oneof![
+        4 => any::<u32>(),
+        4 => 0x3a00_0000u32..0x3f80_0000,
+        2 => Just(0),
+        1 => Just(0x3f80_0000),
+        1 => prop_oneof![Just(u32::MAX), Just(0x0101_0101), Just(0x8000_0000), Just(0x0001_0001)],
+    ];
+    (1usize..4, 1usize..40, prop::collection::vec(value, 1..200), 0u8..5, 1usize..50).prop_map(
+        |(n_heads, n, pool, mask, period)| {
+            let mut at = 0usize;
+            let mut values = Vec::new();
+            for row in 0..n_heads * n {
+                let query = row % n;
+                for key in 0..n {
+                    at = at.wrapping_mul(31).wrapping_add(17 + key / period);
+                    let hidden = match mask {
+                        0 => key > query,
+                        1 => key > query || key + period <= query,
+                        2 => key < query,
+                        3 => (key + row) % period == 0,
+                        _ => false,
+                    };
+                    let bits = if hidden { 0 } else { pool[(at >> 3) % pool.len()] };
+                    values.push(f32::from_bits(bits));
+                }
+            }
+            (n_heads, n, values)
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_array_comes_back((n_heads, n, values) in any_array()) {
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_bits().to_le_bytes()).collect();
+        for kernel in kernels() {
+            let mut encoder = Encoder::with_kernel(Compression::Causal, Dtype::Float32, kernel);
+            let piece = encoder.encode_piece(PatternView::new(&values, n_heads, n));
+            prop_assert!(values_of(&stack("x", vec![piece]), &[1, 1, n_heads, n, n], Dtype::Float32) == bytes);
+            let finite: Vec<f32> = values.iter().map(|v| if v.is_nan() { 0.5 } else { *v }).collect();
+            let halves: Vec<u8> = finite.iter().flat_map(|&v| f16::from_f32(v).to_bits().to_le_bytes()).collect();
+            let mut encoder = Encoder::with_kernel(Compression::Causal, Dtype::Float16, kernel);
+            let piece = encoder.encode_piece(PatternView::new(&finite, n_heads, n));
+            prop_assert!(values_of(&stack("x", vec![piece]), &[1, 1, n_heads, n, n], Dtype::Float16) == halves);
+        }
+    }
+}
