@@ -14,4 +14,5 @@ pub mod prompt;
 pub mod queue;
 pub mod settings;
 pub mod spool;
+pub mod store;
 pub mod tokenize;

@@ -1,0 +1,287 @@
+//! Where every file of a data directory lies, computed here and nowhere else.
+//!
+//! ```text
+//! {save_path}/
+//!   index.html  models.jsonl  figures.jsonl
+//!   {model}/model_cfg.json
+//!   {model}/prompts.jsonl
+//!   {model}/prompts/{hash}/prompt.json
+//!   {model}/prompts/{hash}/activations.npz
+//!   {model}/prompts/{hash}/activations-blocks.-.attn.hook_pattern.npy   (stacked runs)
+//!   .lenspool/.intents/{writer}.jsonl       where a writer may have left temporary files
+//!   .lenspool/{model}/journal/{writer}.jsonl
+//!   .lenspool/{model}/partial               some npz here may lack layers: look inside
+//!   .lenspool/{model}/float16               some npz here may hold `<f2`: look inside
+//! ```
+//!
+//! Every path is made of the save path, a [`ModelName`] and a [`PromptHash`]. Both are one safe path
+//! component by construction, so nothing that comes in a message leads out of the save path.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{capture::ArrayLayout, prompt::PromptHash};
+
+/// The array file of a prompt, a layer an entry.
+pub const NPZ: &str = "activations.npz";
+/// The array file of a prompt in a stacked run.
+pub const STACKED: &str = "activations-blocks.-.attn.hook_pattern.npy";
+/// The commit mark of a prompt.
+pub const PROMPT_JSON: &str = "prompt.json";
+/// lenspool's own directory in a save path.
+pub const BOOKKEEPING: &str = ".lenspool";
+
+/// Names at the top of a data directory that are files there, ours or upstream's.
+const TAKEN: [&str; 7] = [
+    "index.html",
+    "single.html",
+    "models.jsonl",
+    "figures.jsonl",
+    "prompts.jsonl",
+    "sg_cfg.json",
+    "pl_cfg.json",
+];
+
+/// A model's directory name: one safe path component.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ModelName(String);
+
+/// A model name that cannot be a directory name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{0:?} cannot be a model's directory name: it must be 1 to 200 of A-Z a-z 0-9 - _ . and not start with a dot, \
+     nor be the name of an index file; resolve the model again to have its name computed"
+)]
+pub struct InvalidModelName(pub String);
+
+impl ModelName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for ModelName {
+    type Error = InvalidModelName;
+
+    fn try_from(name: String) -> Result<Self, InvalidModelName> {
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        let fits = (1..=200).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(allowed);
+        if fits && !TAKEN.contains(&name.as_str()) {
+            Ok(ModelName(name))
+        } else {
+            Err(InvalidModelName(name))
+        }
+    }
+}
+
+impl TryFrom<&str> for ModelName {
+    type Error = InvalidModelName;
+
+    fn try_from(name: &str) -> Result<Self, InvalidModelName> {
+        ModelName::try_from(name.to_owned())
+    }
+}
+
+impl From<ModelName> for String {
+    fn from(name: ModelName) -> String {
+        name.0
+    }
+}
+
+impl fmt::Display for ModelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The paths of one data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SaveLayout {
+    root: PathBuf,
+}
+
+impl SaveLayout {
+    /// The paths under `save_path`.
+    pub fn new(save_path: impl Into<PathBuf>) -> Self {
+        SaveLayout { root: save_path.into() }
+    }
+
+    /// The save path itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The paths of one model.
+    pub fn model(&self, name: &ModelName) -> ModelLayout {
+        ModelLayout { root: self.root.clone(), name: name.clone() }
+    }
+
+    /// One model configuration a line.
+    pub fn models_jsonl(&self) -> PathBuf {
+        self.root.join("models.jsonl")
+    }
+
+    /// The figure functions' descriptions, filled by pattern_lens's figures step.
+    pub fn figures_jsonl(&self) -> PathBuf {
+        self.root.join("figures.jsonl")
+    }
+
+    /// The viewer page.
+    pub fn index_html(&self) -> PathBuf {
+        self.root.join("index.html")
+    }
+
+    /// lenspool's own directory.
+    pub fn bookkeeping(&self) -> PathBuf {
+        self.root.join(BOOKKEEPING)
+    }
+
+    /// Where writers say which prompt directories they are about to write in. Its name starts with a
+    /// dot because model names, which lie beside it, cannot.
+    pub fn intents(&self) -> PathBuf {
+        self.bookkeeping().join(".intents")
+    }
+}
+
+/// The paths of one model in a data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelLayout {
+    root: PathBuf,
+    name: ModelName,
+}
+
+impl ModelLayout {
+    /// The model's directory name.
+    pub fn name(&self) -> &ModelName {
+        &self.name
+    }
+
+    /// The data directory it lies in.
+    pub fn save(&self) -> SaveLayout {
+        SaveLayout { root: self.root.clone() }
+    }
+
+    /// The model's directory.
+    pub fn dir(&self) -> PathBuf {
+        self.root.join(&self.name.0)
+    }
+
+    /// The model's configuration in TransformerLens's terms.
+    pub fn model_cfg(&self) -> PathBuf {
+        self.dir().join("model_cfg.json")
+    }
+
+    /// One prompt.json a line.
+    pub fn prompts_jsonl(&self) -> PathBuf {
+        self.dir().join("prompts.jsonl")
+    }
+
+    /// The directory of all prompt directories.
+    pub fn prompts(&self) -> PathBuf {
+        self.dir().join("prompts")
+    }
+
+    /// The directory of one prompt.
+    pub fn prompt(&self, hash: &PromptHash) -> PathBuf {
+        self.prompts().join(hash.as_str())
+    }
+
+    /// The commit mark of one prompt.
+    pub fn prompt_json(&self, hash: &PromptHash) -> PathBuf {
+        self.prompt(hash).join(PROMPT_JSON)
+    }
+
+    /// The file of one prompt's arrays.
+    pub fn activations(&self, hash: &PromptHash, layout: ArrayLayout) -> PathBuf {
+        self.prompt(hash).join(activations_name(layout))
+    }
+
+    /// The model's part of lenspool's own directory.
+    pub fn bookkeeping(&self) -> PathBuf {
+        self.root.join(BOOKKEEPING).join(&self.name.0)
+    }
+
+    /// What every writer did, one file a writer.
+    pub fn journal(&self) -> PathBuf {
+        self.bookkeeping().join("journal")
+    }
+
+    /// Exists once an npz with fewer layers than the model has may have been written.
+    pub fn partial_mark(&self) -> PathBuf {
+        self.bookkeeping().join("partial")
+    }
+
+    /// Exists once an npz with half-precision arrays may have been written.
+    pub fn float16_mark(&self) -> PathBuf {
+        self.bookkeeping().join("float16")
+    }
+}
+
+/// The name of the file a capture's arrays are stored in.
+pub fn activations_name(layout: ArrayLayout) -> &'static str {
+    match layout {
+        ArrayLayout::PerLayer => NPZ,
+        ArrayLayout::Stacked => STACKED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tree_is_that_of_pattern_lens() {
+        let save = SaveLayout::new("attn_data");
+        let model = save.model(&ModelName::try_from("gpt2").unwrap());
+        let hash = PromptHash::of("test prompt");
+        let dir = "attn_data/gpt2/prompts/C7p4x9-iwFxWSKCb8kbLfQ";
+        for (path, expected) in [
+            (save.index_html(), "attn_data/index.html".to_owned()),
+            (save.models_jsonl(), "attn_data/models.jsonl".to_owned()),
+            (save.figures_jsonl(), "attn_data/figures.jsonl".to_owned()),
+            (model.model_cfg(), "attn_data/gpt2/model_cfg.json".to_owned()),
+            (model.prompts_jsonl(), "attn_data/gpt2/prompts.jsonl".to_owned()),
+            (model.prompt_json(&hash), format!("{dir}/prompt.json")),
+            (model.activations(&hash, ArrayLayout::PerLayer), format!("{dir}/activations.npz")),
+            (
+                model.activations(&hash, ArrayLayout::Stacked),
+                format!("{dir}/activations-blocks.-.attn.hook_pattern.npy"),
+            ),
+            (model.journal(), "attn_data/.lenspool/gpt2/journal".to_owned()),
+        ] {
+            assert_eq!(path, Path::new(&expected));
+        }
+    }
+
+    #[test]
+    fn a_model_name_is_one_safe_path_component() {
+        let long = "x".repeat(201);
+        for bad in [
+            "",
+            ".",
+            "..",
+            "../up",
+            "a/b",
+            "/abs",
+            "a\0b",
+            "é",
+            ".lenspool",
+            ".intents",
+            "models.jsonl",
+            &long,
+        ] {
+            assert!(ModelName::try_from(bad).is_err(), "{bad:?} was accepted");
+            let json = serde_json::to_string(bad).unwrap();
+            assert!(serde_json::from_str::<ModelName>(&json).is_err(), "{bad:?} came in by a message");
+        }
+        for good in ["gpt2", "pythia-70m", "Qwen-Qwen2.5-0.5B", "tiny-stories-1M", "a_b", "-x"] {
+            assert_eq!(ModelName::try_from(good).unwrap().as_str(), good);
+        }
+    }
+}
