@@ -52,13 +52,24 @@ impl ModelName {
     }
 }
 
+/// Names at the top of a data directory that are files there, ours or upstream's.
+const TAKEN: [&str; 7] = [
+    "index.html",
+    "single.html",
+    "models.jsonl",
+    "figures.jsonl",
+    "prompts.jsonl",
+    "sg_cfg.json",
+    "pl_cfg.json",
+];
+
 /// Whether `name` is a plain component that is none of the data directory's own files.
 fn is_directory_name(name: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     (1..=200).contains(&name.len())
         && !name.starts_with('.')
         && name.bytes().all(allowed)
-        && !["index.html", "models.jsonl", "figures.jsonl"].contains(&name)
+        && !TAKEN.contains(&name)
 }
 
 impl TryFrom<String> for ModelName {
@@ -66,6 +77,14 @@ impl TryFrom<String> for ModelName {
 
     fn try_from(text: String) -> Result<Self, InvalidModelName> {
         if is_directory_name(&text) { Ok(ModelName(text)) } else { Err(InvalidModelName(text)) }
+    }
+}
+
+impl TryFrom<&str> for ModelName {
+    type Error = InvalidModelName;
+
+    fn try_from(text: &str) -> Result<Self, InvalidModelName> {
+        ModelName::try_from(text.to_owned())
     }
 }
 

@@ -17,13 +17,9 @@
 //! Every path is made of the save path, a [`ModelName`] and a [`PromptHash`]. Both are one safe path
 //! component by construction, so nothing that comes in a message leads out of the save path.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-
+pub use crate::model::reference::ModelName;
 use crate::{capture::ArrayLayout, prompt::PromptHash};
 
 /// The array file of a prompt, a layer an entry.
@@ -34,71 +30,6 @@ pub const STACKED: &str = "activations-blocks.-.attn.hook_pattern.npy";
 pub const PROMPT_JSON: &str = "prompt.json";
 /// lenspool's own directory in a save path.
 pub const BOOKKEEPING: &str = ".lenspool";
-
-/// Names at the top of a data directory that are files there, ours or upstream's.
-const TAKEN: [&str; 7] = [
-    "index.html",
-    "single.html",
-    "models.jsonl",
-    "figures.jsonl",
-    "prompts.jsonl",
-    "sg_cfg.json",
-    "pl_cfg.json",
-];
-
-/// A model's directory name: one safe path component.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct ModelName(String);
-
-/// A model name that cannot be a directory name.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0:?} cannot be a model's directory name: it must be 1 to 200 of A-Z a-z 0-9 - _ . and not start with a dot, \
-     nor be the name of an index file; resolve the model again to have its name computed"
-)]
-pub struct InvalidModelName(pub String);
-
-impl ModelName {
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl TryFrom<String> for ModelName {
-    type Error = InvalidModelName;
-
-    fn try_from(name: String) -> Result<Self, InvalidModelName> {
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-        let fits = (1..=200).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(allowed);
-        if fits && !TAKEN.contains(&name.as_str()) {
-            Ok(ModelName(name))
-        } else {
-            Err(InvalidModelName(name))
-        }
-    }
-}
-
-impl TryFrom<&str> for ModelName {
-    type Error = InvalidModelName;
-
-    fn try_from(name: &str) -> Result<Self, InvalidModelName> {
-        ModelName::try_from(name.to_owned())
-    }
-}
-
-impl From<ModelName> for String {
-    fn from(name: ModelName) -> String {
-        name.0
-    }
-}
-
-impl fmt::Display for ModelName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// The paths of one data directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,7 +100,7 @@ impl ModelLayout {
 
     /// The model's directory.
     pub fn dir(&self) -> PathBuf {
-        self.root.join(&self.name.0)
+        self.root.join(self.name.as_str())
     }
 
     /// The model's configuration in TransformerLens's terms.
@@ -204,7 +135,7 @@ impl ModelLayout {
 
     /// The model's part of lenspool's own directory.
     pub fn bookkeeping(&self) -> PathBuf {
-        self.root.join(BOOKKEEPING).join(&self.name.0)
+        self.root.join(BOOKKEEPING).join(self.name.as_str())
     }
 
     /// What every writer did, one file a writer.

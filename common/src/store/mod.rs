@@ -25,7 +25,7 @@ pub mod writer;
 pub use cached::CacheCheck;
 pub use commit::{Committed, ModelStore, Store};
 pub use error::{Op, StoreError};
-pub use held::{KeptEntry, entries_to_keep};
+pub use held::entries_to_keep;
 pub use intents::Announcement;
 pub use layout::{ModelLayout, ModelName, SaveLayout};
 pub use writer::WriterId;
