@@ -81,22 +81,25 @@ pub fn default_cache(var: &dyn Fn(&str) -> Option<String>) -> PathBuf {
     }
 }
 
-/// The token of the environment, or the one `hf auth login` left in a file.
+/// The token of the environment, or the stored one.
 fn default_token(var: &dyn Fn(&str) -> Option<String>) -> Option<Secret> {
     let variable = set(var, "HF_TOKEN").or_else(|| set(var, "HUGGING_FACE_HUB_TOKEN"));
-    let in_file = || {
-        if is_true(var, "HF_HUB_DISABLE_IMPLICIT_TOKEN") {
-            return None;
-        }
-        let path = match set(var, "HF_TOKEN_PATH") {
-            Some(path) => expand(var, &path),
-            None => hf_home(var).join("token"),
-        };
-        std::fs::read_to_string(path).ok()
+    let variable = variable.map(|token| Secret::new(token.trim()));
+    variable.or_else(|| stored_token(var).map(|(_, token)| token))
+}
+
+/// The token that `hf auth login` left in a file, with the file.
+pub fn stored_token(var: &dyn Fn(&str) -> Option<String>) -> Option<(PathBuf, Secret)> {
+    if is_true(var, "HF_HUB_DISABLE_IMPLICIT_TOKEN") {
+        return None;
+    }
+    let path = match set(var, "HF_TOKEN_PATH") {
+        Some(path) => expand(var, &path),
+        None => hf_home(var).join("token"),
     };
-    let token = variable.or_else(in_file)?;
-    let token = token.trim();
-    (!token.is_empty()).then(|| Secret::new(token))
+    let token = std::fs::read_to_string(&path).ok()?;
+    let token = Secret::new(token.trim());
+    (!token.reveal().is_empty()).then_some((path, token))
 }
 
 #[cfg(test)]
