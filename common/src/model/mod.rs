@@ -5,6 +5,7 @@ pub mod card;
 pub mod family;
 pub mod hub;
 pub mod locate;
+pub mod name;
 pub mod reference;
 pub mod spec;
 pub mod weights;

@@ -8,6 +8,7 @@ mod cache;
 mod download;
 mod error;
 mod files;
+mod transfer;
 
 use std::path::{Path, PathBuf};
 
@@ -296,7 +297,5 @@ fn no_tokenizer(place: &str, python_source: &str) -> LocateError {
     }
 }
 
-#[cfg(test)]
-mod testhub;
 #[cfg(test)]
 mod tests;

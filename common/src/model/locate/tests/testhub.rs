@@ -22,6 +22,10 @@ pub(super) enum Manner {
     BreakOff(usize),
     /// The answer to the GET, after a good HEAD, is an error page.
     ErrorPage,
+    /// Sends the client to this hub, as the real one does for large files.
+    Elsewhere(String),
+    /// Sends the client to another file of this hub, as the real one does for small files.
+    Moved(&'static str),
     /// No answer at all.
     Silence,
     /// Half of the body, and then nothing.
@@ -81,6 +85,11 @@ impl TestHub {
         let state = self.state.lock().unwrap();
         let name = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
         state.requests.iter().map(|(method, path, _)| format!("{method} {}", name(path))).collect()
+    }
+
+    /// The Authorization headers so far.
+    pub(super) fn authorizations(&self) -> Vec<String> {
+        self.state.lock().unwrap().requests.iter().filter_map(|(.., header)| header.clone()).collect()
     }
 
     fn answer(&self, mut stream: TcpStream) {
@@ -152,6 +161,20 @@ fn respond(state: &mut State, method: &str, path: &str, authorization: Option<&s
     match manner {
         Manner::Serve | Manner::WrongDigest => {}
         Manner::Silence => return (Vec::new(), true),
+        Manner::Elsewhere(endpoint) => {
+            let head = format!(
+                "HTTP/1.1 302 Found\r\nLocation: {endpoint}/org/tiny/{rest}\r\nX-Repo-Commit: {COMMIT}\r\n\
+                 X-Linked-ETag: \"{etag}\"\r\nX-Linked-Size: {length}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            );
+            return (head.into_bytes(), false);
+        }
+        Manner::Moved(to) => {
+            let head = format!(
+                "HTTP/1.1 307 Temporary Redirect\r\nLocation: /org/tiny/resolve/{revision}/{to}\r\n\
+                 Content-Length: 0\r\nConnection: close\r\n\r\n"
+            );
+            return (head.into_bytes(), false);
+        }
         Manner::Stall => body.truncate(length / 2),
         Manner::Refuse(status, code, message) => return refuse(*status, code, message),
         Manner::ErrorPage if method == "GET" => {
