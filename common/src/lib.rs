@@ -12,6 +12,7 @@ pub mod npz;
 pub mod plan;
 pub mod prompt;
 pub mod queue;
+pub mod selection;
 pub mod settings;
 pub mod spool;
 pub mod store;

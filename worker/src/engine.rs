@@ -49,6 +49,9 @@ pub enum EngineError {
     /// The input cannot be computed by this model, ever.
     #[error("{0}")]
     Input(String),
+    /// lenspool itself is wrong: a panic, or a batch without all of its patterns.
+    #[error("a bug in lenspool: {0}")]
+    Bug(String),
     /// The sink closed.
     #[error("stopped: nobody takes the patterns any more")]
     Stopped,

@@ -2,4 +2,7 @@
 
 pub mod encode;
 pub mod engine;
+pub mod exit;
 pub mod model;
+pub mod report;
+pub mod serve;

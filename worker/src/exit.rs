@@ -1,0 +1,27 @@
+//! The worker's exit codes, by `sysexits.h` where it has one.
+
+use std::process::ExitCode;
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Everything asked for is on disk.
+    Done = 0,
+    /// Some prompts or lines failed; the rest is on disk and the summary names them.
+    SomeFailed = 65,
+    /// lenspool itself is wrong.
+    Bug = 70,
+    /// Trouble that may pass: storage, memory, the broker. Run the same command again.
+    Transient = 75,
+    /// Settings, model or prompt file: nothing will change until somebody changes them.
+    Configuration = 78,
+    /// Stopped by a signal after the batch in hand; the same command goes on from there.
+    Interrupted = 130,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(exit as u8)
+    }
+}

@@ -1,0 +1,77 @@
+//! The commit threads: a whole prompt in, its files under their final names, the loop told.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Instant,
+};
+
+use common::job::{Failure, FailureKind, Job, JobPrompt};
+use tokio::sync::mpsc;
+
+use super::{Note, Written, compute::panic_text, encoding::Whole, hand::PromptEnd};
+use crate::encode::Entry;
+
+/// Where finished prompts go. The data directory is one; tests have others.
+pub trait Commit: Send + Sync + 'static {
+    /// Whether all that the job wants of `prompt` is committed. A look that fails says no: computing
+    /// again is harmless.
+    fn is_committed(&self, job: &Job, prompt: &JobPrompt) -> bool;
+
+    /// Commits `prompt`: its arrays first, then its record. Returns the bytes of the npz file.
+    fn commit(
+        &self,
+        job: &Job,
+        prompt: &JobPrompt,
+        layers: &[usize],
+        arrays: Vec<Entry>,
+    ) -> Result<u64, CommitError>;
+}
+
+/// Why a prompt could not be committed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct CommitError {
+    /// Whether another try may succeed.
+    pub kind: FailureKind,
+    /// What was attempted, on which path, and what to do.
+    pub reason: String,
+}
+
+/// One commit thread.
+pub(super) struct Stage<C> {
+    pub(super) whole: crossbeam_channel::Receiver<Whole>,
+    pub(super) store: Arc<C>,
+    pub(super) notes: mpsc::UnboundedSender<Note>,
+}
+
+impl<C: Commit> Stage<C> {
+    pub(super) fn run(self) {
+        for whole in &self.whole {
+            let begin = Instant::now();
+            let Whole { serial, job, index, layers, arrays, raw_bytes, encode, leases } = whole;
+            let prompt = &job.prompts[index];
+            let done = catch_unwind(AssertUnwindSafe(|| self.store.commit(&job, prompt, &layers, arrays)));
+            drop(leases);
+            let done = done.unwrap_or_else(|panic| {
+                Err(CommitError {
+                    kind: FailureKind::Bug,
+                    reason: format!("a bug in lenspool: {}", panic_text(&*panic)),
+                })
+            });
+            let note = match done {
+                Ok(npz_bytes) => {
+                    let (tokens, commit) = (prompt.ids.len(), begin.elapsed());
+                    let written = Written { tokens, npz_bytes, raw_bytes, encode, commit };
+                    Note::Ended { serial, end: PromptEnd::Committed, written: Some(written), storage: false }
+                }
+                Err(CommitError { kind, reason }) => {
+                    let reason = format!("committing prompt {}: {reason}", prompt.hash);
+                    let end = PromptEnd::Failed(Failure { hash: Some(prompt.hash.clone()), kind, reason });
+                    Note::Ended { serial, end, written: None, storage: true }
+                }
+            };
+            let _ = self.notes.send(note);
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The encoder threads: raw patterns in, compressed arrays out, a prompt passed on once it is whole.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use common::{
+    capture::ArrayLayout,
+    job::{Failure, FailureKind, Job},
+};
+use tokio::sync::mpsc;
+
+use super::{
+    Note,
+    budget::{ByteBudget, Lease},
+    compute::panic_text,
+    hand::{PromptEnd, Serial},
+};
+use crate::{
+    encode::{Compression, Encoder, Entry},
+    engine::Pattern,
+};
+
+/// A pattern on its way to an encoder.
+pub(super) struct RawPattern {
+    pub(super) slot: Arc<Slot>,
+    pub(super) pattern: Pattern,
+    pub(super) lease: Lease,
+}
+
+/// Where the layers of one prompt come together, in whatever order encoders finish them.
+#[derive(Debug)]
+pub(super) struct Slot {
+    serial: Serial,
+    job: Arc<Job>,
+    index: usize,
+    layers: Arc<[usize]>,
+    state: Mutex<Gathered>,
+}
+
+#[derive(Debug, Default)]
+struct Gathered {
+    parts: Vec<(usize, Entry, Lease)>,
+    raw_bytes: u64,
+    encode: Duration,
+    failed: bool,
+}
+
+/// A prompt whose arrays are all encoded.
+pub(super) struct Whole {
+    pub(super) serial: Serial,
+    pub(super) job: Arc<Job>,
+    pub(super) index: usize,
+    pub(super) layers: Arc<[usize]>,
+    /// In layer order.
+    pub(super) arrays: Vec<Entry>,
+    pub(super) raw_bytes: u64,
+    pub(super) encode: Duration,
+    /// Held until the bytes are on disk.
+    pub(super) leases: Vec<Lease>,
+}
+
+impl Slot {
+    pub(super) fn new(serial: Serial, job: &Arc<Job>, index: usize, layers: &Arc<[usize]>) -> Arc<Self> {
+        let (job, layers) = (Arc::clone(job), Arc::clone(layers));
+        Arc::new(Slot { serial, job, index, layers, state: Mutex::default() })
+    }
+}
+
+impl Slot {
+    /// Adds an encoded layer; gives the prompt once it was the last one missing.
+    fn add(
+        &self,
+        layer: usize,
+        entry: Entry,
+        lease: Lease,
+        raw_bytes: u64,
+        encode: Duration,
+    ) -> Option<Whole> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.failed {
+            return None;
+        }
+        state.parts.push((layer, entry, lease));
+        state.raw_bytes += raw_bytes;
+        state.encode += encode;
+        if state.parts.len() < self.layers.len() {
+            return None;
+        }
+        let mut parts = std::mem::take(&mut state.parts);
+        parts.sort_unstable_by_key(|&(layer, ..)| layer);
+        let (arrays, leases) = parts.into_iter().map(|(_, entry, lease)| (entry, lease)).unzip();
+        Some(Whole {
+            serial: self.serial,
+            job: Arc::clone(&self.job),
+            index: self.index,
+            layers: Arc::clone(&self.layers),
+            arrays,
+            raw_bytes: state.raw_bytes,
+            encode: state.encode,
+            leases,
+        })
+    }
+
+    /// Marks the prompt as failed; true the first time.
+    fn fail(&self) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.parts.clear();
+        !std::mem::replace(&mut state.failed, true)
+    }
+}
+
+/// One encoder thread.
+pub(super) struct Stage {
+    pub(super) patterns: crossbeam_channel::Receiver<RawPattern>,
+    pub(super) encoded: Arc<ByteBudget>,
+    pub(super) whole: crossbeam_channel::Sender<Whole>,
+    pub(super) notes: mpsc::UnboundedSender<Note>,
+    pub(super) compression: Compression,
+}
+
+impl Stage {
+    pub(super) fn run(self) {
+        let mut encoder = Encoder::new(self.compression);
+        for RawPattern { slot, pattern, lease } in &self.patterns {
+            let begin = Instant::now();
+            let capture = &slot.job.capture;
+            let encoded = catch_unwind(AssertUnwindSafe(|| match capture.layout {
+                ArrayLayout::PerLayer => encoder.encode_layer(&pattern, capture.dtype),
+                ArrayLayout::Stacked => encoder.encode_part(&pattern, capture.dtype),
+            }));
+            let raw_bytes = size_of_val(pattern.values.as_slice()) as u64;
+            let layer = pattern.layer;
+            drop(pattern);
+            drop(lease);
+            match encoded {
+                Ok(entry) => {
+                    let held = self.encoded.overdraw(entry.payload.len());
+                    if let Some(whole) = slot.add(layer, entry, held, raw_bytes, begin.elapsed()) {
+                        // The commit threads live as long as any encoder.
+                        let _ = self.whole.send(whole);
+                    }
+                }
+                Err(panic) => {
+                    encoder = Encoder::new(self.compression);
+                    if slot.fail() {
+                        let end = PromptEnd::Failed(Failure {
+                            hash: Some(slot.job.prompts[slot.index].hash.clone()),
+                            kind: FailureKind::Bug,
+                            reason: format!(
+                                "encoding layer {layer} of prompt {}: a bug in lenspool: {}; \
+                                 --compress zlib:1 avoids the encoder that failed",
+                                slot.job.prompts[slot.index].hash,
+                                panic_text(&*panic)
+                            ),
+                        });
+                        let _ = self.notes.send(Note::Ended {
+                            serial: slot.serial,
+                            end,
+                            written: None,
+                            storage: false,
+                        });
+                    }
+                }
+            }
+        }
+    }
+}

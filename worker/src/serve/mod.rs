@@ -1,0 +1,485 @@
+//! From deliveries to committed files: the worker's pipeline.
+//!
+//! ```text
+//! queue -> serve loop -> model thread -> encoder threads -> commit threads -> serve loop -> queue
+//!          (async)       (one)           (a core each)      (fsync waits)     settles
+//! ```
+//!
+//! Every arrow is bounded: jobs by [`Options::jobs_ahead`], raw patterns and encoded bytes by a
+//! [`budget::ByteBudget`] each. The loop never computes and the threads never await. A delivery is
+//! settled once each of its prompts has ended, and a prompt ends well only after both of its files
+//! are committed, so a kill at any moment loses no prompt: the queue still has its job.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use common::{
+    job::{Failure, FailureKind, Job, ModelPin},
+    queue::{Consume, Delivery, Settlement},
+};
+use tokio::{sync::mpsc, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use crate::encode::Compression;
+
+pub mod budget;
+mod commit;
+mod compute;
+mod encoding;
+mod hand;
+
+pub use commit::{Commit, CommitError};
+pub use compute::{Models, OpenError, OpenModel};
+
+use budget::ByteBudget;
+use compute::{ModelThread, Work};
+pub use hand::PromptEnd;
+use hand::{Finished, Hands, Serial};
+
+/// How wide the pipeline is.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Deliveries held at once, the one being computed included.
+    pub jobs_ahead: usize,
+    /// Bytes of padded patterns one forward pass may make; larger jobs are split.
+    pub batch_bytes: usize,
+    /// Bytes of raw patterns that may wait for an encoder.
+    pub raw_bytes: usize,
+    /// Bytes of encoded patterns that may wait for the disk before the next batch begins.
+    pub encoded_bytes: usize,
+    /// Encoder threads.
+    pub encoders: usize,
+    /// Threads that write and sync files. They wait for the disk, so there may be more of them than cores.
+    pub committers: usize,
+    /// How patterns are compressed.
+    pub compression: Compression,
+}
+
+/// What happens in the pipeline, as it happens.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A model is ready.
+    ModelOpened {
+        /// Which.
+        pin: ModelPin,
+        /// Time to read and place its weights.
+        took: Duration,
+    },
+    /// A forward pass began.
+    BatchBegan {
+        /// Prompts in it.
+        prompts: usize,
+        /// Its longest sequence.
+        n_ctx: usize,
+    },
+    /// A forward pass ended, well or not.
+    BatchEnded {
+        /// Tokens in it.
+        tokens: usize,
+        /// Time computing.
+        forward: Duration,
+        /// Time waiting for room in the byte budgets.
+        waited: Duration,
+    },
+    /// A prompt ended.
+    PromptEnded {
+        /// How.
+        end: PromptEnd,
+        /// What was written for it, where something was.
+        written: Option<Written>,
+    },
+    /// A delivery was settled.
+    JobSettled {
+        /// The job.
+        job: Arc<Job>,
+        /// Its prompts that failed.
+        failures: Vec<Failure>,
+        /// Prompts computed and committed by it now.
+        done: usize,
+        /// Whether it was given back.
+        handed_back: bool,
+    },
+}
+
+/// What one committed prompt cost.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Written {
+    /// Tokens the model read.
+    pub tokens: usize,
+    /// Bytes of its npz file.
+    pub npz_bytes: u64,
+    /// Bytes of its raw patterns.
+    pub raw_bytes: u64,
+    /// Core time spent encoding.
+    pub encode: Duration,
+    /// Time spent writing and syncing.
+    pub commit: Duration,
+}
+
+/// Asks the pipeline to end. Cloned handles are one switch.
+#[derive(Clone, Debug)]
+pub struct Shutdown {
+    /// Take no more work; finish what is begun.
+    pub stop: CancellationToken,
+    /// Interrupt the batch being computed, too.
+    pub leave: CancellationToken,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Shutdown { stop: CancellationToken::new(), leave: CancellationToken::new() }
+    }
+}
+
+/// Why serving ended before the queue did.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The queue failed.
+    #[error("the queue failed: {0}")]
+    Queue(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// This worker cannot open the model.
+    #[error("{0}")]
+    Model(OpenError),
+    /// Commits fail one after the other.
+    #[error("{failures} commits in a row failed, so nothing more is computed; the last one: {last}")]
+    Storage {
+        /// How many.
+        failures: usize,
+        /// The last one's reason.
+        last: String,
+    },
+}
+
+/// How serving ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The queue ended and everything in hand was finished.
+    Drained,
+    /// [`Shutdown`] asked for it.
+    Stopped,
+}
+
+/// Commit failures in a row after which computing more would be a waste of the device.
+const STORAGE_PATIENCE: usize = 8;
+
+/// Serves `queue` until it ends or `shutdown` says so. `observe` hears everything that happens.
+pub async fn serve<Q, M, C>(
+    queue: Q,
+    models: M,
+    store: C,
+    options: &Options,
+    shutdown: Shutdown,
+    observe: impl FnMut(&Event) + Send,
+) -> Result<End, ServeError>
+where
+    Q: Consume,
+    M: Models,
+    C: Commit,
+{
+    let store = Arc::new(store);
+    let (pipeline, notes) = Pipeline::start(models, Arc::clone(&store), options, &shutdown);
+    let served = Loop {
+        queue,
+        store,
+        hands: Hands::default(),
+        jobs: HashMap::new(),
+        pipeline: Some(pipeline),
+        admissions: JoinSet::new(),
+        accepting: true,
+        drained: false,
+        storage_failures: 0,
+        fault: None,
+        observe,
+    };
+    served.run(notes, options.jobs_ahead, shutdown).await
+}
+
+/// What the threads tell the loop.
+#[derive(Debug)]
+enum Note {
+    Event(Event),
+    Ended { serial: Serial, end: PromptEnd, written: Option<Written>, storage: bool },
+    ModelFailed { serial: Serial, error: OpenError },
+}
+
+struct Loop<Q: Consume, C, F> {
+    queue: Q,
+    store: Arc<C>,
+    hands: Hands<Q::Tag>,
+    jobs: HashMap<Serial, Arc<Job>>,
+    /// Taken away to let the threads end.
+    pipeline: Option<Pipeline>,
+    admissions: JoinSet<Admitted>,
+    accepting: bool,
+    drained: bool,
+    storage_failures: usize,
+    fault: Option<ServeError>,
+    observe: F,
+}
+
+/// A job after the last look at the store: what of it is still to be computed.
+struct Admitted {
+    serial: Serial,
+    job: Arc<Job>,
+    todo: Vec<usize>,
+}
+
+impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
+    async fn run(
+        mut self,
+        mut notes: mpsc::UnboundedReceiver<Note>,
+        jobs_ahead: usize,
+        shutdown: Shutdown,
+    ) -> Result<End, ServeError> {
+        loop {
+            if !self.accepting && self.hands.is_empty() {
+                // Closing the pipeline's mouth ends its threads; the channel of notes ends with the last of them.
+                self.pipeline = None;
+            }
+            let room = self.accepting && self.hands.len() < jobs_ahead.max(1);
+            tokio::select! {
+                biased;
+                note = notes.recv() => match note {
+                    Some(note) => self.hear(note).await?,
+                    None => break,
+                },
+                Some(admitted) = self.admissions.join_next() => {
+                    self.admit(admitted.expect("the last look at the store neither panics nor is aborted")).await?;
+                }
+                () = shutdown.stop.cancelled(), if self.accepting => self.accepting = false,
+                next = self.queue.next(), if room => match next {
+                    Ok(Some(delivery)) => self.receive(delivery),
+                    Ok(None) => { self.accepting = false; self.drained = true; }
+                    Err(error) => self.stop_for(ServeError::Queue(Box::new(error))),
+                },
+            }
+        }
+        match self.fault {
+            Some(fault) => Err(fault),
+            None if self.drained => Ok(End::Drained),
+            None => Ok(End::Stopped),
+        }
+    }
+
+    /// Takes a delivery in hand and looks, on a blocking thread, at what of it is committed already.
+    fn receive(&mut self, delivery: Delivery<Q::Tag>) {
+        let job = Arc::new(delivery.job);
+        let serial = self.hands.take(delivery.tag, job.prompts.len());
+        self.jobs.insert(serial, Arc::clone(&job));
+        let store = Arc::clone(&self.store);
+        self.admissions.spawn_blocking(move || {
+            let open = |&index: &usize| job.force || !store.is_committed(&job, &job.prompts[index]);
+            let todo = (0..job.prompts.len()).filter(open).collect();
+            Admitted { serial, job, todo }
+        });
+    }
+
+    async fn admit(&mut self, admitted: Admitted) -> Result<(), ServeError> {
+        let Admitted { serial, job, todo } = admitted;
+        if job.prompts.is_empty() {
+            let finished = self.hands.finish(serial);
+            return self.settle(serial, finished).await;
+        }
+        let (cached, open) = (job.prompts.len() - todo.len(), todo.len());
+        for _ in 0..cached {
+            self.end(serial, PromptEnd::Cached, None).await?;
+        }
+        if open > 0 {
+            let refused = match &self.pipeline {
+                Some(pipeline) if self.accepting || self.drained => {
+                    pipeline.work.try_send(Work { serial, job, todo }).is_err()
+                }
+                _ => true,
+            };
+            if refused {
+                for _ in 0..open {
+                    self.end(serial, PromptEnd::Unfinished, None).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn hear(&mut self, note: Note) -> Result<(), ServeError> {
+        match note {
+            Note::Event(event) => {
+                (self.observe)(&event);
+                Ok(())
+            }
+            Note::Ended { serial, end, written, storage } => {
+                match (&end, storage) {
+                    (PromptEnd::Failed(failure), true) => {
+                        self.storage_failures += 1;
+                        if self.storage_failures >= STORAGE_PATIENCE {
+                            let last = failure.reason.clone();
+                            self.stop_for(ServeError::Storage { failures: self.storage_failures, last });
+                        }
+                    }
+                    (PromptEnd::Committed, _) => self.storage_failures = 0,
+                    _ => {}
+                }
+                self.end(serial, end, written).await
+            }
+            Note::ModelFailed { serial, error } if error.kind == FailureKind::Permanent => {
+                let failure = Failure { hash: None, kind: error.kind, reason: error.reason };
+                let finished = self.hands.refuse(serial, failure);
+                self.settle(serial, finished).await
+            }
+            Note::ModelFailed { serial, error } => {
+                self.stop_for(ServeError::Model(error));
+                let finished = self.hands.finish(serial);
+                self.settle(serial, finished).await
+            }
+        }
+    }
+
+    /// Takes no more work because of `fault`; what is in hand is finished or handed back.
+    fn stop_for(&mut self, fault: ServeError) {
+        self.accepting = false;
+        if let Some(pipeline) = &self.pipeline {
+            pipeline.control.stop();
+        }
+        self.fault.get_or_insert(fault);
+    }
+
+    async fn end(
+        &mut self,
+        serial: Serial,
+        end: PromptEnd,
+        written: Option<Written>,
+    ) -> Result<(), ServeError> {
+        (self.observe)(&Event::PromptEnded { end: end.clone(), written });
+        let finished = self.hands.end(serial, end);
+        self.settle(serial, finished).await
+    }
+
+    async fn settle(&mut self, serial: Serial, finished: Option<Finished<Q::Tag>>) -> Result<(), ServeError> {
+        let Some(Finished { tag, settlement, outcome }) = finished else { return Ok(()) };
+        let handed_back = settlement == Settlement::HandBack;
+        if let Err(error) = self.queue.settle(tag, settlement).await {
+            self.stop_for(ServeError::Queue(Box::new(error)));
+        }
+        if let Some(job) = self.jobs.remove(&serial) {
+            (self.observe)(&Event::JobSettled {
+                job,
+                failures: outcome.failures,
+                done: outcome.done,
+                handed_back,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// How far the pipeline has been asked to end.
+#[derive(Debug, Default)]
+struct Control {
+    level: AtomicU8,
+}
+
+impl Control {
+    const STOP: u8 = 1;
+    const LEAVE: u8 = 2;
+
+    fn stop(&self) {
+        self.level.fetch_max(Self::STOP, Ordering::Relaxed);
+    }
+
+    fn leave(&self) {
+        self.level.fetch_max(Self::LEAVE, Ordering::Relaxed);
+    }
+
+    /// Begin no job.
+    fn stopping(&self) -> bool {
+        self.level.load(Ordering::Relaxed) >= Self::STOP
+    }
+
+    /// Interrupt the batch.
+    fn leaving(&self) -> bool {
+        self.level.load(Ordering::Relaxed) >= Self::LEAVE
+    }
+}
+
+/// The threads between the work channel and the channel of notes.
+struct Pipeline {
+    work: mpsc::Sender<Work>,
+    control: Arc<Control>,
+    /// Ends with the pipeline.
+    _watch: AbortOnDrop,
+}
+
+impl Pipeline {
+    fn start<M: Models, C: Commit>(
+        models: M,
+        store: Arc<C>,
+        options: &Options,
+        shutdown: &Shutdown,
+    ) -> (Self, mpsc::UnboundedReceiver<Note>) {
+        let (notes, heard) = mpsc::unbounded_channel();
+        // As many as may be in hand, so that handing work over never waits.
+        let (work, work_taken) = mpsc::channel(options.jobs_ahead.max(1));
+        let (patterns, patterns_taken) = crossbeam_channel::unbounded();
+        let (whole, whole_taken) = crossbeam_channel::unbounded();
+        let control = Arc::new(Control::default());
+        let raw = ByteBudget::new(options.raw_bytes);
+        let encoded = ByteBudget::new(options.encoded_bytes);
+
+        let model = ModelThread {
+            models,
+            control: Arc::clone(&control),
+            raw: Arc::clone(&raw),
+            encoded: Arc::clone(&encoded),
+            batch_bytes: options.batch_bytes,
+            patterns,
+            notes: notes.clone(),
+        };
+        spawn("model".to_owned(), move || model.run(work_taken));
+        for i in 0..options.encoders.max(1) {
+            let stage = encoding::Stage {
+                patterns: patterns_taken.clone(),
+                encoded: Arc::clone(&encoded),
+                whole: whole.clone(),
+                notes: notes.clone(),
+                compression: options.compression,
+            };
+            spawn(format!("encode-{i}"), move || stage.run());
+        }
+        for i in 0..options.committers.max(1) {
+            let stage =
+                commit::Stage { whole: whole_taken.clone(), store: Arc::clone(&store), notes: notes.clone() };
+            spawn(format!("commit-{i}"), move || stage.run());
+        }
+        let watch = tokio::spawn({
+            let (control, shutdown) = (Arc::clone(&control), shutdown.clone());
+            async move {
+                shutdown.stop.cancelled().await;
+                control.stop();
+                shutdown.leave.cancelled().await;
+                control.leave();
+                // A model thread that waits for room would wait out the disk: wake it.
+                raw.close();
+                encoded.close();
+            }
+        });
+        (Pipeline { work, control, _watch: AbortOnDrop(watch) }, heard)
+    }
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn spawn(name: String, run: impl FnOnce() + Send + 'static) {
+    thread::Builder::new().name(name).spawn(run).expect("the system gives a thread at start");
+}

@@ -1,0 +1,335 @@
+//! Stories of the pipeline, told with a made-up engine and a made-up store: no model, no disk.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use common::{
+    capture::{Capture, Layers},
+    job::{FailureKind, Job, JobPrompt, ModelPin, RunId},
+    prompt::{PromptHash, Record},
+    queue::{Publish, memory},
+};
+use worker::{
+    encode::{Compression, Entry},
+    engine::{Engine, EngineError, Pattern, PatternSink, TokenBatch},
+    serve::{
+        Commit, CommitError, End, Event, Models, OpenError, OpenModel, Options, PromptEnd, ServeError,
+        Shutdown, serve,
+    },
+};
+
+const N_LAYERS: usize = 3;
+const N_HEADS: usize = 2;
+
+/// How the made-up engine behaves.
+#[derive(Clone, Copy, Default)]
+struct Behaviour {
+    /// More tokens than this at once are out of memory.
+    memory: Option<usize>,
+    /// A batch with a prompt of this length panics.
+    panics_at: Option<usize>,
+    /// A prompt of this length cannot be computed.
+    refuses: Option<usize>,
+    /// Every batch takes this long.
+    slow: Duration,
+}
+
+struct FakeEngine(Behaviour);
+
+impl Engine for FakeEngine {
+    fn forward(
+        &mut self,
+        batch: &TokenBatch,
+        layers: &[usize],
+        sink: &mut dyn PatternSink,
+    ) -> Result<(), EngineError> {
+        std::thread::sleep(self.0.slow);
+        let lengths: Vec<_> = batch.prompts.iter().map(Vec::len).collect();
+        if self.0.panics_at.is_some_and(|n| lengths.contains(&n)) {
+            panic!("the engine broke");
+        }
+        for &layer in layers {
+            for (prompt, &n) in lengths.iter().enumerate() {
+                // The first layer comes out before anything goes wrong, as on a real device.
+                let pattern = Pattern {
+                    prompt,
+                    layer,
+                    n_heads: N_HEADS,
+                    n,
+                    values: vec![layer as f32; N_HEADS * n * n],
+                };
+                sink.take(pattern).map_err(|_| EngineError::Stopped)?;
+            }
+            if self.0.memory.is_some_and(|limit| lengths.iter().sum::<usize>() > limit) {
+                return Err(EngineError::OutOfMemory("made up".into()));
+            }
+            if self.0.refuses.is_some_and(|n| lengths.contains(&n)) {
+                return Err(EngineError::Input("made up".into()));
+            }
+        }
+        Ok(())
+    }
+}
+
+struct FakeModels {
+    behaviour: Behaviour,
+    opened: Arc<Mutex<usize>>,
+    error: Option<FailureKind>,
+}
+
+impl Models for FakeModels {
+    fn open(&mut self, _: &ModelPin, _: &Layers) -> Result<OpenModel, OpenError> {
+        *self.opened.lock().unwrap() += 1;
+        match self.error {
+            Some(kind) => Err(OpenError { kind, reason: "no such model".into() }),
+            None => Ok(OpenModel {
+                engine: Box::new(FakeEngine(self.behaviour)),
+                n_layers: N_LAYERS,
+                n_heads: N_HEADS,
+            }),
+        }
+    }
+}
+
+/// Remembers what was committed, how often and with which arrays.
+#[derive(Clone, Default)]
+struct FakeStore {
+    commits: Arc<Mutex<BTreeMap<PromptHash, Vec<usize>>>>,
+    cached: Arc<BTreeSet<PromptHash>>,
+    broken: bool,
+}
+
+impl Commit for FakeStore {
+    fn is_committed(&self, _: &Job, prompt: &JobPrompt) -> bool {
+        self.cached.contains(&prompt.hash)
+    }
+
+    fn commit(
+        &self,
+        _: &Job,
+        prompt: &JobPrompt,
+        layers: &[usize],
+        arrays: Vec<Entry>,
+    ) -> Result<u64, CommitError> {
+        if self.broken {
+            return Err(CommitError { kind: FailureKind::Retryable, reason: "no space left".into() });
+        }
+        assert_eq!(layers.len(), arrays.len());
+        let before = self.commits.lock().unwrap().insert(prompt.hash.clone(), layers.to_vec());
+        assert_eq!(before, None, "{} was committed twice", prompt.hash);
+        Ok(1)
+    }
+}
+
+fn prompt(i: usize, n: usize) -> JobPrompt {
+    let hash = PromptHash::of(&format!("prompt {i}"));
+    JobPrompt { hash, record: Record::new(), ids: vec![0; n] }
+}
+
+fn job(prompts: Vec<JobPrompt>) -> Job {
+    let model = ModelPin { name: "fake".into(), source: "fake".into(), commit: "0".into() };
+    Job::new(RunId("run".into()), model, Capture::default(), PathBuf::from("/nowhere"), false, prompts)
+}
+
+fn options() -> Options {
+    Options {
+        jobs_ahead: 2,
+        batch_bytes: usize::MAX,
+        raw_bytes: 1 << 20,
+        encoded_bytes: 1 << 20,
+        encoders: 2,
+        committers: 2,
+        compression: Compression::default(),
+    }
+}
+
+/// What a story ends with.
+struct Told {
+    end: Result<End, ServeError>,
+    commits: BTreeMap<PromptHash, Vec<usize>>,
+    failed: Vec<(FailureKind, String)>,
+    cached: usize,
+    unfinished: usize,
+    handed_back: usize,
+    opened: usize,
+}
+
+struct Story {
+    behaviour: Behaviour,
+    store: FakeStore,
+    open_error: Option<FailureKind>,
+    options: Options,
+    shutdown: Shutdown,
+    /// Asks for a stop once so many batches have begun.
+    stop_after: Option<usize>,
+}
+
+impl Default for Story {
+    fn default() -> Self {
+        Story {
+            behaviour: Behaviour::default(),
+            store: FakeStore::default(),
+            open_error: None,
+            options: options(),
+            shutdown: Shutdown::default(),
+            stop_after: None,
+        }
+    }
+}
+
+impl Story {
+    async fn tell(self, jobs: Vec<Job>) -> Told {
+        let (mut publisher, consumer) = memory::queue(jobs.len());
+        for job in jobs {
+            publisher.publish(job).await.unwrap();
+        }
+        drop(publisher);
+        let opened = Arc::new(Mutex::new(0));
+        let models =
+            FakeModels { behaviour: self.behaviour, opened: Arc::clone(&opened), error: self.open_error };
+        let (mut failed, mut cached, mut unfinished, mut handed_back, mut begun) = (Vec::new(), 0, 0, 0, 0);
+        let stop = self.shutdown.stop.clone();
+        let observe = |event: &Event| match event {
+            Event::BatchBegan { .. } => {
+                begun += 1;
+                if self.stop_after == Some(begun) {
+                    stop.cancel();
+                }
+            }
+            Event::PromptEnded { end: PromptEnd::Failed(f), .. } => failed.push((f.kind, f.reason.clone())),
+            Event::PromptEnded { end: PromptEnd::Cached, .. } => cached += 1,
+            Event::PromptEnded { end: PromptEnd::Unfinished, .. } => unfinished += 1,
+            Event::JobSettled { handed_back: true, .. } => handed_back += 1,
+            _ => {}
+        };
+        let served = serve(consumer, models, self.store.clone(), &self.options, self.shutdown, observe);
+        let end = tokio::time::timeout(Duration::from_secs(30), served)
+            .await
+            .expect("the pipeline came to its end");
+        let commits = std::mem::take(&mut *self.store.commits.lock().unwrap());
+        let opened = *opened.lock().unwrap();
+        Told { end, commits, failed, cached, unfinished, handed_back, opened }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_prompt_of_every_job_is_committed_with_every_layer() {
+    let jobs: Vec<_> = (0..20).map(|j| job((0..5).map(|p| prompt(j * 5 + p, 10 + p)).collect())).collect();
+    let told = Story::default().tell(jobs).await;
+    assert_eq!(told.end.unwrap(), End::Drained);
+    assert_eq!(told.commits.len(), 100);
+    assert!(told.commits.values().all(|layers| layers == &[0, 1, 2]));
+    assert_eq!((told.failed.len(), told.opened), (0, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_smallest_budgets_are_slow_and_never_stuck() {
+    let options = Options {
+        batch_bytes: 0,
+        raw_bytes: 1,
+        encoded_bytes: 1,
+        jobs_ahead: 1,
+        encoders: 1,
+        committers: 1,
+        ..options()
+    };
+    let jobs: Vec<_> = (0..4).map(|j| job((0..4).map(|p| prompt(j * 4 + p, 12)).collect())).collect();
+    let told = Story { options, ..Story::default() }.tell(jobs).await;
+    assert_eq!(told.commits.len(), 16);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_committed_already_is_not_computed_and_its_model_not_opened() {
+    let prompts: Vec<_> = (0..3).map(|p| prompt(p, 4)).collect();
+    let cached = Arc::new(prompts.iter().map(|p| p.hash.clone()).collect());
+    let store = FakeStore { cached, ..FakeStore::default() };
+    let told = Story { store, ..Story::default() }.tell(vec![job(prompts)]).await;
+    assert_eq!((told.cached, told.commits.len(), told.opened), (3, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn out_of_memory_halves_the_batch_and_at_last_fails_one_prompt_alone() {
+    let behaviour = Behaviour { memory: Some(20), ..Behaviour::default() };
+    let prompts = vec![prompt(0, 25), prompt(1, 10), prompt(2, 10), prompt(3, 10), prompt(4, 3)];
+    let told = Story { behaviour, ..Story::default() }.tell(vec![job(prompts)]).await;
+    assert_eq!(told.commits.len(), 4);
+    let [(kind, reason)] = &told.failed[..] else { panic!("{:?}", told.failed) };
+    assert_eq!(*kind, FailureKind::Retryable);
+    assert!(reason.contains("(25 tokens): out of device memory"), "{reason}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_that_cannot_be_computed_costs_only_itself() {
+    let behaviour = Behaviour { refuses: Some(7), ..Behaviour::default() };
+    let prompts = (0..9).map(|i| prompt(i, i + 1)).collect();
+    let told = Story { behaviour, ..Story::default() }.tell(vec![job(prompts)]).await;
+    assert_eq!(told.commits.len(), 8);
+    assert_eq!(told.failed.len(), 1);
+    assert_eq!(told.failed[0].0, FailureKind::Permanent);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_panic_fails_its_batch_and_the_model_is_opened_again_for_the_next() {
+    let behaviour = Behaviour { panics_at: Some(7), ..Behaviour::default() };
+    let jobs = vec![job(vec![prompt(0, 7), prompt(1, 2)]), job(vec![prompt(2, 3)])];
+    let told = Story { behaviour, ..Story::default() }.tell(jobs).await;
+    assert_eq!(told.commits.len(), 1);
+    assert_eq!(told.opened, 2);
+    assert!(
+        told.failed
+            .iter()
+            .all(|(kind, reason)| *kind == FailureKind::Bug && reason.contains("the engine broke"))
+    );
+    assert_eq!(told.failed.len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_finishes_the_job_in_hand_and_hands_the_others_back() {
+    let behaviour = Behaviour { slow: Duration::from_millis(50), ..Behaviour::default() };
+    let jobs: Vec<_> = (0..10).map(|j| job(vec![prompt(j, 5)])).collect();
+    let told = Story { behaviour, stop_after: Some(2), ..Story::default() }.tell(jobs).await;
+    assert_eq!(told.end.unwrap(), End::Stopped);
+    assert!((1..=3).contains(&told.commits.len()), "{} committed", told.commits.len());
+    assert_eq!(told.unfinished, told.handed_back);
+    assert!(told.failed.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leaving_interrupts_the_batch() {
+    let shutdown = Shutdown::default();
+    shutdown.leave.cancel();
+    shutdown.stop.cancel();
+    let told = Story { shutdown, ..Story::default() }.tell(vec![job(vec![prompt(0, 5)])]).await;
+    assert_eq!(told.end.unwrap(), End::Stopped);
+    assert_eq!(told.commits.len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_stops_the_run_instead_of_heating_the_device() {
+    let store = FakeStore { broken: true, ..FakeStore::default() };
+    let behaviour = Behaviour { slow: Duration::from_millis(2), ..Behaviour::default() };
+    let jobs: Vec<_> = (0..200).map(|j| job(vec![prompt(j, 5)])).collect();
+    let told = Story { store, behaviour, ..Story::default() }.tell(jobs).await;
+    let error = told.end.unwrap_err();
+    assert!(matches!(error, ServeError::Storage { .. }), "{error}");
+    assert!(error.to_string().contains("no space left"), "{error}");
+    assert!(told.failed.len() < 100, "{} prompts were computed for nothing", told.failed.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_nobody_can_open_fails_its_jobs_one_that_only_we_cannot_hands_them_back() {
+    let told = Story { open_error: Some(FailureKind::Permanent), ..Story::default() }
+        .tell(vec![job(vec![prompt(0, 5)])])
+        .await;
+    assert_eq!((told.end.unwrap(), told.handed_back), (End::Drained, 0));
+
+    let told = Story { open_error: Some(FailureKind::Retryable), ..Story::default() }
+        .tell(vec![job(vec![prompt(0, 5)])])
+        .await;
+    assert!(matches!(told.end, Err(ServeError::Model(_))));
+    assert_eq!(told.handed_back, 1);
+}
