@@ -1,0 +1,196 @@
+//! The command line. Flags are optional here: what is not given comes from the settings (environment,
+//! file, defaults), so a flag's default is written down in one place, `common::settings`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use serde::Serialize;
+
+/// Runs a language model over prompts and keeps every head's attention pattern.
+#[derive(Debug, Parser)]
+#[command(name = "worker", version, propagate_version = true)]
+pub struct Cli {
+    /// Settings file [default: lenspool.toml here, else in the user's configuration directory]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Load prompts, run the model and write the patterns, all in this process
+    Run(RunArgs),
+    /// Print the effective settings and where each came from
+    Config {
+        #[command(flatten)]
+        flags: RunFlags,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the supported families and aliases, or say whether one model is supported and why not
+    Models {
+        /// A model as `run --model` takes it
+        model: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Measure what this machine does with the stages of a run
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+/// `worker run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The settings.
+    #[command(flatten)]
+    pub flags: RunFlags,
+    /// Print a JSON summary to stdout at the end
+    #[arg(long)]
+    pub json: bool,
+    /// No progress, no summary; errors only
+    #[arg(long, short = 'q')]
+    pub quiet: bool,
+}
+
+/// `worker bench`.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// How fast and how small this machine encodes the arrays of npz files
+    Encode {
+        /// Files as a run writes them
+        #[arg(required = true, value_name = "FILE.npz")]
+        files: Vec<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// How fast this machine commits files to a directory, beside a plain write of the same bytes
+    Store {
+        /// A directory on the storage to measure; what is written there is removed again
+        dir: PathBuf,
+        /// Files as a run writes them; their bytes are what is written
+        #[arg(required = true, value_name = "FILE.npz")]
+        files: Vec<PathBuf>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// How fast this machine runs a model's forward pass, by sequence length
+    Forward {
+        /// The model, as `run --model` takes it
+        #[arg(long, short = 'm')]
+        model: String,
+        /// Where to compute [default: auto]
+        #[arg(long)]
+        device: Option<String>,
+        /// Sequence lengths
+        #[arg(long, value_delimiter = ',', default_value = "32,128,512")]
+        n: Vec<usize>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// The flags of a run: upstream's, by the same names, then ours. None means: not given.
+#[derive(Debug, Default, Args, Serialize)]
+pub struct RunFlags {
+    /// Models, separated by commas: aliases, hub ids, tails of hub ids, or directories
+    #[arg(long, short = 'm')]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// Prompts, one JSON object a line with a "text" key [default: the model's own prompts.jsonl]
+    #[arg(long, short = 'p', value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompts: Option<PathBuf>,
+    /// The data directory [default: attn_data]
+    #[arg(long, short = 's', value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub save_path: Option<PathBuf>,
+    /// With --raw-prompts: leave out shorter texts [default: 100]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_chars: Option<usize>,
+    /// With --raw-prompts: cut longer texts into pieces of this many characters [default: 1000]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_chars: Option<usize>,
+    /// Take only the first N prompts
+    #[arg(long, short = 'n', value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_samples: Option<usize>,
+    /// Most prompts in one forward pass [default: 32]
+    #[arg(long, short = 'b', value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_size: Option<usize>,
+    /// Compute again what is cached
+    #[arg(long, short = 'f', num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub force: Option<bool>,
+    /// Write no index.html
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_index_html: Option<bool>,
+    /// The prompts are raw: filter, split and hash them
+    #[arg(long, short = 'r', num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub raw_prompts: Option<bool>,
+    /// With --raw-prompts: shuffle before taking the first N
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shuffle: Option<bool>,
+    /// Write one array of all layers a prompt
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stacked_heads: Option<bool>,
+    /// Where to compute: cpu, cuda, cuda:1, or auto [default: auto]
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Seed of --shuffle [default: random, and printed]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// Keep only these layers, as in 0,3-5
+    #[arg(long, value_name = "LIST")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<String>,
+    /// Keep only the patterns whose hook name this expression matches
+    #[arg(long, value_name = "REGEX")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub names_filter: Option<String>,
+    /// Most memory the patterns of one forward pass may take, as in 2GiB [default: from the machine]
+    #[arg(long, value_name = "SIZE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub batch_memory: Option<String>,
+    /// How files are compressed: causal, zlib:0 to zlib:9, or store [default: causal]
+    #[arg(long, value_name = "HOW")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compress: Option<String>,
+    /// Number type of the arrays: float32 or float16 [default: float32]
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dtype: Option<String>,
+    /// Put the beginning-of-sequence token in front: auto, always or never [default: auto]
+    #[arg(long, value_name = "WHEN")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prepend_bos: Option<String>,
+    /// A prompt longer than the model's context: truncate, skip or fail [default: truncate]
+    #[arg(long, value_name = "WHAT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_too_long: Option<String>,
+    /// Branch, tag or commit of the models' repositories [default: main]
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// Threads to compute with, and to encode with [default: one a core]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+}
