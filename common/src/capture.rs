@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 /// The layers whose attention patterns a run keeps.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Layers {
     /// Every layer of the model.
@@ -25,7 +25,7 @@ impl Layers {
 }
 
 /// How the arrays of one prompt are laid out in its npz file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ArrayLayout {
     /// One array a layer: `blocks.{i}.attn.hook_pattern`, shape `(1, n_heads, n, n)`.
@@ -36,7 +36,7 @@ pub enum ArrayLayout {
 }
 
 /// The number type patterns are stored in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
     /// `<f4`, exactly what the model computed.
@@ -57,7 +57,7 @@ impl Dtype {
 }
 
 /// What one run keeps of each prompt.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Capture {
     /// Which layers.
     pub layers: Layers,

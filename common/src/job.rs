@@ -47,6 +47,15 @@ pub struct ModelPin {
     pub commit: String,
 }
 
+/// How many patterns a model makes of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ModelShape {
+    /// Layers.
+    pub n_layers: usize,
+    /// Query heads of a layer.
+    pub n_heads: usize,
+}
+
 /// One prompt of a job: everything a worker needs to compute and commit it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobPrompt {
@@ -69,6 +78,8 @@ pub struct Job {
     pub run: RunId,
     /// The model to run.
     pub model: ModelPin,
+    /// Its shape.
+    pub shape: ModelShape,
     /// What to keep.
     pub capture: Capture,
     /// The data directory (`attn_data`), absolute.
@@ -84,6 +95,7 @@ impl Job {
     pub fn new(
         run: RunId,
         model: ModelPin,
+        shape: ModelShape,
         capture: Capture,
         save_path: PathBuf,
         force: bool,
@@ -100,7 +112,7 @@ impl Job {
             digest.update(prompt.hash.as_str().as_bytes());
         }
         let id = digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        Job { version: JOB_VERSION, id: JobId(id), run, model, capture, save_path, force, prompts }
+        Job { version: JOB_VERSION, id: JobId(id), run, model, shape, capture, save_path, force, prompts }
     }
 }
 

@@ -9,12 +9,12 @@ use std::{
 
 use common::{
     capture::{Capture, Layers},
-    job::{FailureKind, Job, JobPrompt, ModelPin, RunId},
+    job::{FailureKind, Job, JobPrompt, ModelPin, ModelShape, RunId},
     prompt::{PromptHash, Record},
     queue::{Publish, memory},
 };
 use worker::{
-    encode::{Compression, Entry},
+    encode::Compression,
     engine::{Engine, EngineError, Pattern, PatternSink, TokenBatch},
     serve::{
         Commit, CommitError, End, Event, Models, OpenError, OpenModel, Options, PromptEnd, ServeError,
@@ -104,6 +104,10 @@ struct FakeStore {
 }
 
 impl Commit for FakeStore {
+    fn begin(&self, _: &Job, _: &[usize]) -> Result<Hold, CommitError> {
+        Ok(Box::new(()))
+    }
+
     fn is_committed(&self, _: &Job, prompt: &JobPrompt) -> bool {
         self.cached.contains(&prompt.hash)
     }
@@ -118,7 +122,7 @@ impl Commit for FakeStore {
         if self.broken {
             return Err(CommitError { kind: FailureKind::Retryable, reason: "no space left".into() });
         }
-        assert_eq!(layers.len(), arrays.len());
+        assert_eq!(layers.len(), parts.len());
         let before = self.commits.lock().unwrap().insert(prompt.hash.clone(), layers.to_vec());
         assert_eq!(before, None, "{} was committed twice", prompt.hash);
         Ok(1)
@@ -132,7 +136,8 @@ fn prompt(i: usize, n: usize) -> JobPrompt {
 
 fn job(prompts: Vec<JobPrompt>) -> Job {
     let model = ModelPin { name: "fake".into(), source: "fake".into(), commit: "0".into() };
-    Job::new(RunId("run".into()), model, Capture::default(), PathBuf::from("/nowhere"), false, prompts)
+    let shape = ModelShape { n_layers: N_LAYERS, n_heads: N_HEADS };
+    Job::new(RunId("run".into()), model, shape, Capture::default(), PathBuf::from("/nowhere"), false, prompts)
 }
 
 fn options() -> Options {

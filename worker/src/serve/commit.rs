@@ -6,19 +6,67 @@ use std::{
     time::Instant,
 };
 
-use common::job::{Failure, FailureKind, Job, JobPrompt};
+use common::{
+    job::{Failure, FailureKind, Job, JobPrompt},
+    npz::Entry,
+};
 use tokio::sync::mpsc;
 
 use super::{Note, Written, compute::panic_text, encoding::Whole, hand::PromptEnd};
-use crate::encode::Entry;
+/// What a store keeps for a job from its beginning until it is settled.
+pub type Hold = Box<dyn std::any::Any + Send>;
+
+/// One layer of one prompt, encoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// An entry of an npz file.
+    Entry(Entry),
+    /// Bare values, a part of a stacked array.
+    Values(Vec<u8>),
+}
+
+impl Part {
+    /// Bytes it holds.
+    pub fn len(&self) -> usize {
+        match self {
+            Part::Entry(entry) => entry.payload.len(),
+            Part::Values(bytes) => bytes.len(),
+        }
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The entry of a job whose layout is one array a layer.
+    pub fn entry(self) -> Entry {
+        match self {
+            Part::Entry(entry) => entry,
+            Part::Values(_) => unreachable!("the encoders make what the job's layout says"),
+        }
+    }
+
+    /// The values of a job whose layout is stacked.
+    pub fn values(self) -> Vec<u8> {
+        match self {
+            Part::Values(bytes) => bytes,
+            Part::Entry(_) => unreachable!("the encoders make what the job's layout says"),
+        }
+    }
+}
 
 /// Where finished prompts go. The data directory is one; tests have others.
 pub trait Commit: Send + Sync + 'static {
+    /// Makes ready for the prompts of `job` that `todo` points to, before any of them is committed.
+    fn begin(&self, job: &Job, todo: &[usize]) -> Result<Hold, CommitError>;
+
     /// Whether all that the job wants of `prompt` is committed. A look that fails says no: computing
     /// again is harmless.
     fn is_committed(&self, job: &Job, prompt: &JobPrompt) -> bool;
 
-    /// Commits `prompt`: its arrays first, then its record. Returns the bytes of the npz file.
+    /// Commits `prompt`: its arrays first, then its record. `parts` are in the
+    /// order of `layers`. Returns the bytes of the npz file.
     fn commit(
         &self,
         job: &Job,
@@ -49,9 +97,9 @@ impl<C: Commit> Stage<C> {
     pub(super) fn run(self) {
         for whole in &self.whole {
             let begin = Instant::now();
-            let Whole { serial, job, index, layers, arrays, raw_bytes, encode, leases } = whole;
+            let Whole { serial, job, index, layers, parts, raw_bytes, encode, leases } = whole;
             let prompt = &job.prompts[index];
-            let done = catch_unwind(AssertUnwindSafe(|| self.store.commit(&job, prompt, &layers, arrays)));
+            let done = catch_unwind(AssertUnwindSafe(|| self.store.commit(&job, prompt, &layers, parts)));
             drop(leases);
             let done = done.unwrap_or_else(|panic| {
                 Err(CommitError {

@@ -13,13 +13,13 @@ use common::{
 use tokio::sync::mpsc;
 
 use super::{
-    Note,
+    Note, Part,
     budget::{ByteBudget, Lease},
     compute::panic_text,
     hand::{PromptEnd, Serial},
 };
 use crate::{
-    encode::{Compression, Encoder, Entry},
+    encode::{Compression, Encoder},
     engine::Pattern,
 };
 
@@ -42,7 +42,7 @@ pub(super) struct Slot {
 
 #[derive(Debug, Default)]
 struct Gathered {
-    parts: Vec<(usize, Entry, Lease)>,
+    parts: Vec<(usize, Part, Lease)>,
     raw_bytes: u64,
     encode: Duration,
     failed: bool,
@@ -55,7 +55,7 @@ pub(super) struct Whole {
     pub(super) index: usize,
     pub(super) layers: Arc<[usize]>,
     /// In layer order.
-    pub(super) arrays: Vec<Entry>,
+    pub(super) parts: Vec<Part>,
     pub(super) raw_bytes: u64,
     pub(super) encode: Duration,
     /// Held until the bytes are on disk.
@@ -83,7 +83,7 @@ impl Slot {
         if state.failed {
             return None;
         }
-        state.parts.push((layer, entry, lease));
+        state.parts.push((layer, part, lease));
         state.raw_bytes += raw_bytes;
         state.encode += encode;
         if state.parts.len() < self.layers.len() {
@@ -91,13 +91,13 @@ impl Slot {
         }
         let mut parts = std::mem::take(&mut state.parts);
         parts.sort_unstable_by_key(|&(layer, ..)| layer);
-        let (arrays, leases) = parts.into_iter().map(|(_, entry, lease)| (entry, lease)).unzip();
+        let (parts, leases) = parts.into_iter().map(|(_, part, lease)| (part, lease)).unzip();
         Some(Whole {
             serial: self.serial,
             job: Arc::clone(&self.job),
             index: self.index,
             layers: Arc::clone(&self.layers),
-            arrays,
+            parts,
             raw_bytes: state.raw_bytes,
             encode: state.encode,
             leases,
@@ -128,17 +128,17 @@ impl Stage {
             let begin = Instant::now();
             let capture = &slot.job.capture;
             let encoded = catch_unwind(AssertUnwindSafe(|| match capture.layout {
-                ArrayLayout::PerLayer => encoder.encode_layer(&pattern, capture.dtype),
-                ArrayLayout::Stacked => encoder.encode_part(&pattern, capture.dtype),
+                ArrayLayout::PerLayer => Part::Entry(encoder.layer(&pattern, capture.dtype)),
+                ArrayLayout::Stacked => Part::Values(encoder.values(&pattern, capture.dtype)),
             }));
             let raw_bytes = size_of_val(pattern.values.as_slice()) as u64;
             let layer = pattern.layer;
             drop(pattern);
             drop(lease);
             match encoded {
-                Ok(entry) => {
-                    let held = self.encoded.overdraw(entry.payload.len());
-                    if let Some(whole) = slot.add(layer, entry, held, raw_bytes, begin.elapsed()) {
+                Ok(part) => {
+                    let held = self.encoded.overdraw(part.len());
+                    if let Some(whole) = slot.add(layer, part, held, raw_bytes, begin.elapsed()) {
                         // The commit threads live as long as any encoder.
                         let _ = self.whole.send(whole);
                     }

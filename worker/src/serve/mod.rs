@@ -35,7 +35,7 @@ mod compute;
 mod encoding;
 mod hand;
 
-pub use commit::{Commit, CommitError};
+pub use commit::{Commit, CommitError, Hold, Part};
 pub use compute::{Models, OpenError, OpenModel};
 
 use budget::ByteBudget;
@@ -213,7 +213,7 @@ struct Loop<Q: Consume, C, F> {
     queue: Q,
     store: Arc<C>,
     hands: Hands<Q::Tag>,
-    jobs: HashMap<Serial, Arc<Job>>,
+    jobs: HashMap<Serial, (Arc<Job>, Option<Hold>)>,
     /// Taken away to let the threads end.
     pipeline: Option<Pipeline>,
     admissions: JoinSet<Admitted>,
@@ -229,6 +229,7 @@ struct Admitted {
     serial: Serial,
     job: Arc<Job>,
     todo: Vec<usize>,
+    hold: Result<Option<Hold>, CommitError>,
 }
 
 impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
@@ -272,17 +273,18 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
     fn receive(&mut self, delivery: Delivery<Q::Tag>) {
         let job = Arc::new(delivery.job);
         let serial = self.hands.take(delivery.tag, job.prompts.len());
-        self.jobs.insert(serial, Arc::clone(&job));
+        self.jobs.insert(serial, (Arc::clone(&job), None));
         let store = Arc::clone(&self.store);
         self.admissions.spawn_blocking(move || {
             let open = |&index: &usize| job.force || !store.is_committed(&job, &job.prompts[index]);
-            let todo = (0..job.prompts.len()).filter(open).collect();
-            Admitted { serial, job, todo }
+            let todo: Vec<_> = (0..job.prompts.len()).filter(open).collect();
+            let hold = if todo.is_empty() { Ok(None) } else { store.begin(&job, &todo).map(Some) };
+            Admitted { serial, job, todo, hold }
         });
     }
 
     async fn admit(&mut self, admitted: Admitted) -> Result<(), ServeError> {
-        let Admitted { serial, job, todo } = admitted;
+        let Admitted { serial, job, todo, hold } = admitted;
         if job.prompts.is_empty() {
             let finished = self.hands.finish(serial);
             return self.settle(serial, finished).await;
@@ -291,7 +293,22 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
         for _ in 0..cached {
             self.end(serial, PromptEnd::Cached, None).await?;
         }
+        let hold = match hold {
+            Ok(hold) => hold,
+            Err(CommitError { kind, reason }) => {
+                for &index in &todo {
+                    let failure =
+                        Failure { hash: Some(job.prompts[index].hash.clone()), kind, reason: reason.clone() };
+                    let end = PromptEnd::Failed(failure);
+                    self.hear(Note::Ended { serial, end, written: None, storage: true }).await?;
+                }
+                return Ok(());
+            }
+        };
         if open > 0 {
+            if let Some((_, kept)) = self.jobs.get_mut(&serial) {
+                *kept = hold;
+            }
             let refused = match &self.pipeline {
                 Some(pipeline) if self.accepting || self.drained => {
                     pipeline.work.try_send(Work { serial, job, todo }).is_err()
@@ -366,7 +383,7 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
         if let Err(error) = self.queue.settle(tag, settlement).await {
             self.stop_for(ServeError::Queue(Box::new(error)));
         }
-        if let Some(job) = self.jobs.remove(&serial) {
+        if let Some((job, _)) = self.jobs.remove(&serial) {
             (self.observe)(&Event::JobSettled {
                 job,
                 failures: outcome.failures,
