@@ -6,6 +6,7 @@
 //! gives the next; nothing calls back upstream.
 
 pub mod capture;
+pub mod intake;
 pub mod job;
 pub mod model;
 pub mod npz;

@@ -1,5 +1,7 @@
 //! lenspool's worker: takes jobs, runs the model, keeps the attention patterns.
 
+
+pub mod data_directory;
 pub mod encode;
 pub mod engine;
 pub mod exit;

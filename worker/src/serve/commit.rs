@@ -72,7 +72,7 @@ pub trait Commit: Send + Sync + 'static {
         job: &Job,
         prompt: &JobPrompt,
         layers: &[usize],
-        arrays: Vec<Entry>,
+        parts: Vec<Part>,
     ) -> Result<u64, CommitError>;
 }
 

@@ -74,7 +74,7 @@ impl Slot {
     fn add(
         &self,
         layer: usize,
-        entry: Entry,
+        part: Part,
         lease: Lease,
         raw_bytes: u64,
         encode: Duration,
