@@ -34,7 +34,11 @@ pub enum Command {
     /// List the supported families and aliases, or say whether one model is supported and why not
     Models {
         /// A model as `run --model` takes it
-        model: Option<String>,
+        #[arg(value_name = "MODEL")]
+        name: Option<String>,
+        /// Branch, tag or commit of its repository [default: main]
+        #[arg(long)]
+        revision: Option<String>,
         /// Print JSON
         #[arg(long)]
         json: bool,

@@ -3,6 +3,7 @@
 use std::{fmt::Write as _, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
+use common::job::RunId;
 use humantime::format_duration;
 use serde::Serialize;
 
@@ -45,7 +46,7 @@ pub struct ModelSummary {
 #[derive(Clone, Debug, Serialize)]
 pub struct RunSummary {
     /// The run's id.
-    pub run: String,
+    pub run: RunId,
     /// Lines of the prompt file that could not be read.
     pub bad_lines: usize,
     /// Whether it was stopped before its end.
@@ -57,6 +58,11 @@ pub struct RunSummary {
 }
 
 impl RunSummary {
+    /// The summary of a run that has done nothing yet.
+    pub fn new(run: RunId) -> Self {
+        RunSummary { run, bad_lines: 0, interrupted: false, peak_memory: None, models: Vec::new() }
+    }
+
     /// Whether anything failed that the user should look at.
     pub fn any_failed(&self) -> bool {
         self.bad_lines > 0 || self.models.iter().any(|m| m.tally.failed > 0 || m.error.is_some())

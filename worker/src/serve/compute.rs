@@ -38,12 +38,23 @@ pub struct OpenModel {
     pub n_heads: usize,
 }
 
+/// Whom a model that cannot be opened concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The job: it fails, and the worker goes on with others.
+    Job,
+    /// The worker: it hands its jobs back and stops; another one may be able to.
+    Worker,
+}
+
 /// A model that could not be opened.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{reason}")]
 pub struct OpenError {
-    /// Permanent: no worker could run the job. Retryable: this one cannot, another may.
+    /// What kind of failure.
     pub kind: FailureKind,
+    /// Whom it concerns.
+    pub scope: Scope,
     /// What was attempted and what to do.
     pub reason: String,
 }

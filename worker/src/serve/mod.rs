@@ -21,7 +21,7 @@ use std::{
 };
 
 use common::{
-    job::{Failure, FailureKind, Job, ModelPin},
+    job::{Failure, Job, ModelPin},
     queue::{Consume, Delivery, Settlement},
 };
 use tokio::{sync::mpsc, task::JoinSet};
@@ -36,7 +36,7 @@ mod encoding;
 mod hand;
 
 pub use commit::{Commit, CommitError, Hold, Part};
-pub use compute::{Models, OpenError, OpenModel};
+pub use compute::{Models, OpenError, OpenModel, Scope};
 
 use budget::ByteBudget;
 use compute::{ModelThread, Work};
@@ -344,7 +344,7 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
                 }
                 self.end(serial, end, written).await
             }
-            Note::ModelFailed { serial, error } if error.kind == FailureKind::Permanent => {
+            Note::ModelFailed { serial, error } if error.scope == Scope::Job => {
                 let failure = Failure { hash: None, kind: error.kind, reason: error.reason };
                 let finished = self.hands.refuse(serial, failure);
                 self.settle(serial, finished).await

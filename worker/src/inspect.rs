@@ -1,0 +1,111 @@
+//! The commands that only tell: `worker config` and `worker models`.
+
+use common::{
+    model::{
+        alias::known_models,
+        family,
+        locate::{check_weights, locate_config},
+        reference::ModelRef,
+        spec::Family,
+    },
+    settings::{Effective, Settings},
+};
+use serde_json::json;
+
+use crate::{exit::Exit, run::hub};
+
+/// Prints every setting with where it came from.
+pub fn config(effective: &Effective, json: bool) -> Exit {
+    let rows = effective.rows();
+    if json {
+        println!("{}", serde_json::to_string_pretty(&rows).expect("rows are plain data"));
+        return Exit::Done;
+    }
+    let width = rows.iter().map(|row| row.key.len()).max().unwrap_or(0);
+    for row in rows {
+        let value = match &row.value {
+            serde_json::Value::Null => "(not set)".to_owned(),
+            serde_json::Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        println!("{:width$}  {value}  ({})", row.key, row.origin);
+    }
+    Exit::Done
+}
+
+/// Lists the families and aliases, or says whether `model` is supported.
+pub fn models(model: Option<&str>, settings: &Settings, json: bool) -> Exit {
+    match model {
+        Some(model) => one(model, settings, json),
+        None => {
+            list(json);
+            Exit::Done
+        }
+    }
+}
+
+fn list(json: bool) {
+    if json {
+        let families: Vec<_> =
+            Family::ALL.iter().map(|family| json!({"model_type": family.model_type(), "title": family.title()})).collect();
+        let models: Vec<_> = known_models()
+            .iter()
+            .map(|known| json!({"repo": known.repo, "alias": known.alias, "spellings": known.spellings}))
+            .collect();
+        println!("{:#}", json!({"families": families, "models": models}));
+        return;
+    }
+    println!("families (model_type in config.json):");
+    for family in Family::ALL {
+        println!("  {:12} {}", family.model_type(), family.title());
+    }
+    println!("\nmodels known by name (any other repository or directory of these families works too):");
+    for known in known_models() {
+        let spellings: Vec<_> = known.all_spellings().filter(|&spelling| spelling != known.repo).collect();
+        println!("  {:44} {}", known.repo, spellings.join(", "));
+    }
+}
+
+/// Says whether one model can be run: finds it, reads its config, looks whether there are weights.
+fn one(model: &str, settings: &Settings, json: bool) -> Exit {
+    let hub = hub(settings);
+    let told = (|| {
+        let reference = ModelRef::parse(model, settings.revision.as_deref()).map_err(|e| e.to_string())?;
+        let located = locate_config(&reference, &hub, &mut |_| {}).map_err(|e| e.to_string())?;
+        let spec = family::read_spec(&located.dir.join("config.json")).map_err(|e| e.to_string())?;
+        check_weights(&located, &hub).map_err(|e| e.to_string())?;
+        Ok::<_, String>((located, spec))
+    })();
+    match told {
+        Ok((located, spec)) => {
+            if json {
+                println!(
+                    "{:#}",
+                    json!({"model": model, "supported": true, "source": located.source, "commit": located.commit,
+                        "directory": located.name.as_str(), "family": spec.family.model_type(),
+                        "n_layers": spec.n_layers(), "n_heads": spec.n_heads, "n_ctx": spec.n_ctx})
+                );
+            } else {
+                println!(
+                    "{model} is supported: {} at {}, {}, {} layers, {} heads, n_ctx {}; its files go to {}/",
+                    located.source,
+                    located.commit,
+                    spec.family.title(),
+                    spec.n_layers(),
+                    spec.n_heads,
+                    spec.n_ctx,
+                    located.name
+                );
+            }
+            Exit::Done
+        }
+        Err(reason) => {
+            if json {
+                println!("{:#}", json!({"model": model, "supported": false, "reason": reason}));
+            } else {
+                println!("{model} cannot be run: {reason}");
+            }
+            Exit::Configuration
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! `worker run`: the whole path from a prompt file to a data directory in one process, with the
+//! embedded queue between its halves.
+
+mod files;
+mod model;
+mod options;
+mod signals;
+
+use std::{collections::HashMap, path::Path, sync::Arc, time::Instant};
+
+use common::{
+    intake::Request,
+    job::RunId,
+    model::reference::ModelRef,
+    prompt::{
+        PromptSet,
+        load::{LoadOptions, LoadReport, load},
+    },
+    settings::Settings,
+};
+pub use options::{Options, OptionsError, hub};
+
+use crate::{
+    exit::Exit,
+    report::{progress::View, summary::RunSummary},
+    serve::Shutdown,
+};
+
+/// Bad lines and hash conflicts told one by one; more are only counted.
+const LINES_SHOWN: usize = 20;
+
+/// Runs what `settings` say and returns how it ended. Talk goes to stderr; with `json`, the summary to stdout.
+pub fn run(settings: &Settings, view: View, json: bool) -> Exit {
+    let options = match Options::parse(settings) {
+        Ok(options) => options,
+        Err(error) => return fail(&error, Exit::Configuration),
+    };
+    if let Some(threads) = options.threads {
+        // Fails only where a pool exists already, which then stays in use.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("starting the async runtime: {error}"), Exit::Transient),
+    };
+    let shutdown = Shutdown::default();
+    runtime.spawn(signals::watch(shutdown.clone()));
+
+    let mut run = Run { options, view, shutdown, runtime, loaded: HashMap::new(), summary: RunSummary::new(new_run_id()) };
+    let mut exit = run.models();
+    let Run { mut summary, shutdown, .. } = run;
+    summary.interrupted = shutdown.stop.is_cancelled();
+    summary.peak_memory = peak_memory();
+    if summary.interrupted {
+        exit = Exit::Interrupted;
+    } else if exit == Exit::Done && summary.any_failed() {
+        exit = Exit::SomeFailed;
+    }
+    if json {
+        println!("{}", serde_json::to_string_pretty(&summary).expect("a summary is plain data"));
+    }
+    if view != View::Quiet {
+        eprint!("{}", summary.text());
+    }
+    exit
+}
+
+struct Run {
+    options: Options,
+    view: View,
+    shutdown: Shutdown,
+    runtime: tokio::runtime::Runtime,
+    /// Prompt files by path: models that share one share its prompts.
+    loaded: HashMap<std::path::PathBuf, Arc<PromptSet>>,
+    summary: RunSummary,
+}
+
+impl Run {
+    /// One model after the other; the worst of their exits.
+    fn models(&mut self) -> Exit {
+        let mut exit = Exit::Done;
+        for model in self.options.models.clone() {
+            if self.shutdown.stop.is_cancelled() {
+                break;
+            }
+            if let Err(error) = self.model(&model) {
+                let ended = fail(&error, error.exit());
+                // What must be changed by hand is told before what may pass by itself.
+                exit = if exit == Exit::Done { ended } else { exit.max(ended) };
+            }
+        }
+        exit
+    }
+
+    fn request(&self) -> Request {
+        self.options.request(self.summary.run.clone())
+    }
+
+    /// The prompts of a file, loaded once. What is wrong with it is told here.
+    fn prompts(&mut self, path: &Path) -> Result<Arc<PromptSet>, model::ModelError> {
+        if let Some(prompts) = self.loaded.get(path) {
+            return Ok(Arc::clone(prompts));
+        }
+        let options = LoadOptions { path: path.to_owned(), ..self.options.load.clone() };
+        let loaded = load(&options)?;
+        tell(&loaded.report);
+        self.summary.bad_lines += loaded.report.bad_lines + loaded.report.conflicting;
+        let prompts = Arc::new(loaded.prompts);
+        self.loaded.insert(path.to_owned(), Arc::clone(&prompts));
+        Ok(prompts)
+    }
+
+    fn model(&mut self, model: &ModelRef) -> Result<(), model::ModelError> {
+        let begin = Instant::now();
+        let summary = model::run(self, model, begin)?;
+        let error = summary.1;
+        self.summary.models.push(summary.0);
+        error.map_or(Ok(()), Err)
+    }
+}
+
+/// Says what was found in a prompt file, bad lines by name.
+fn tell(report: &LoadReport) {
+    for line in report.bad_lines_located().take(LINES_SHOWN) {
+        tracing::warn!("{line}");
+    }
+    if report.bad_lines > LINES_SHOWN {
+        tracing::warn!("and {} more bad lines", report.bad_lines - LINES_SHOWN);
+    }
+    for conflict in report.conflicts.iter().take(LINES_SHOWN) {
+        tracing::warn!("{}: {conflict}", report.path.display());
+    }
+    let seed = report.seed.map(|seed| format!(", shuffled with --seed {seed}")).unwrap_or_default();
+    tracing::info!(
+        "{}: {} prompts from {} lines ({} blank, {} bad, {} duplicates, {} too short, {} split){seed}",
+        report.path.display(),
+        report.prompts,
+        report.lines,
+        report.blank,
+        report.bad_lines,
+        report.duplicates,
+        report.too_short,
+        report.split
+    );
+}
+
+/// Says an error with its causes and returns `exit`.
+fn fail(error: &dyn std::fmt::Display, exit: Exit) -> Exit {
+    tracing::error!("{error}");
+    exit
+}
+
+/// A run's id: when it began, and on which process of which machine.
+fn new_run_id() -> RunId {
+    let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S");
+    let node = rustix::system::uname();
+    let host: String =
+        node.nodename().to_string_lossy().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(32).collect();
+    RunId(format!("{now}-{host}-{}", std::process::id()))
+}
+
+/// The kernel's high-water mark of this process's resident memory, in bytes.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}

@@ -1,0 +1,27 @@
+//! Ctrl-C and SIGTERM: the first asks for an orderly end, the second is obeyed at once. Leaving at once
+//! is safe too: a file under its final name is whole.
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{exit::Exit, serve::Shutdown};
+
+/// Waits for signals for as long as the process lives.
+pub async fn watch(shutdown: Shutdown) {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        tracing::warn!("signals cannot be watched here: a kill stops the run at once, which is safe");
+        return;
+    };
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if shutdown.stop.is_cancelled() {
+            // Destructors would wait for threads in the middle of their work.
+            std::process::exit(Exit::Interrupted as i32);
+        }
+        shutdown.stop.cancel();
+        tracing::warn!("stopping after the batch in hand; a second signal stops now");
+    }
+}
