@@ -83,7 +83,11 @@ pub struct KnownModel {
 
 impl KnownModel {
     /// Finds `model` and reads its config and tokenizer.
-    pub fn find(request: &Request, model: &ModelRef, progress: &mut Progress<'_>) -> Result<Self, IntakeError> {
+    pub fn find(
+        request: &Request,
+        model: &ModelRef,
+        progress: &mut Progress<'_>,
+    ) -> Result<Self, IntakeError> {
         let located = locate_config(model, &request.hub, progress)?;
         let spec = family::read_spec(&located.dir.join("config.json"))?;
         let layers = request.selection.resolve(located.name.as_str(), spec.n_layers())?;

@@ -31,7 +31,10 @@ pub fn binary(name: &str) -> Command {
     let mut command = Command::new(assert_cmd::cargo::cargo_bin(name));
     for (variable, _) in std::env::vars_os() {
         let text = variable.to_string_lossy();
-        if ["LENSPOOL_", "HF_", "RUST_LOG", "XDG_", "TRANSFORMERS_"].iter().any(|prefix| text.starts_with(prefix)) {
+        if ["LENSPOOL_", "HF_", "RUST_LOG", "XDG_", "TRANSFORMERS_"]
+            .iter()
+            .any(|prefix| text.starts_with(prefix))
+        {
             command.env_remove(&variable);
         }
     }
@@ -42,7 +45,14 @@ pub fn binary(name: &str) -> Command {
 /// `worker run` over `prompts` with the flags every story wants.
 pub fn worker_run(model: &Path, prompts: &Path, save_path: &Path) -> Command {
     let mut command = binary("worker");
-    command.arg("run").arg("--model").arg(model).arg("--prompts").arg(prompts).arg("--save-path").arg(save_path);
+    command
+        .arg("run")
+        .arg("--model")
+        .arg(model)
+        .arg("--prompts")
+        .arg(prompts)
+        .arg("--save-path")
+        .arg(save_path);
     command.args(["--device", "cpu", "--json"]);
     command
 }
@@ -61,7 +71,8 @@ pub struct Ended {
 impl Ended {
     /// Its stdout as JSON.
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("stdout is no JSON ({error}): {self:#?}"))
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("stdout is no JSON ({error}): {self:#?}"))
     }
 
     /// Asserts the exit code.
@@ -119,9 +130,13 @@ pub fn read_npz(path: &Path) -> Result<BTreeMap<String, ArrayD<f32>>, String> {
 pub fn check_committed(save_path: &Path, model: &str) -> Result<usize, String> {
     let mut committed = 0;
     for (hash, dir) in prompt_dirs(save_path, model) {
-        if let Ok(arrays) = std::fs::metadata(dir.join("activations.npz")).map(|_| read_npz(&dir.join("activations.npz"))) {
+        if let Ok(arrays) =
+            std::fs::metadata(dir.join("activations.npz")).map(|_| read_npz(&dir.join("activations.npz")))
+        {
             for (name, array) in arrays? {
-                let &[1, _, rows, columns] = array.shape() else { return Err(format!("{hash} {name}: {:?}", array.shape())) };
+                let &[1, _, rows, columns] = array.shape() else {
+                    return Err(format!("{hash} {name}: {:?}", array.shape()));
+                };
                 if rows != columns {
                     return Err(format!("{hash} {name}: {rows} x {columns}"));
                 }
@@ -132,7 +147,8 @@ pub fn check_committed(save_path: &Path, model: &str) -> Result<usize, String> {
             }
         }
         if let Ok(text) = std::fs::read_to_string(dir.join("prompt.json")) {
-            let record: Value = serde_json::from_str(&text).map_err(|error| format!("{hash}: {error}: {text:?}"))?;
+            let record: Value =
+                serde_json::from_str(&text).map_err(|error| format!("{hash}: {error}: {text:?}"))?;
             let tokens = record["tokens"].as_array().map(Vec::len);
             if record["hash"] != hash.as_str() || tokens != record["n_tokens"].as_u64().map(|n| n as usize) {
                 return Err(format!("{hash}: {text}"));

@@ -25,7 +25,8 @@ fn many_prompts(dir: &Path) -> std::path::PathBuf {
         .map(|line| serde_json::from_str::<Value>(line).unwrap()["text"].as_str().unwrap().to_owned())
         .collect();
     let line = |i: usize| {
-        let text: String = texts[i % texts.len()].chars().skip(i / texts.len() * 7).take(60 + i % 90).collect();
+        let text: String =
+            texts[i % texts.len()].chars().skip(i / texts.len() * 7).take(60 + i % 90).collect();
         format!("{}\n", json!({"text": format!("{i} {text}")}))
     };
     let path = dir.join("prompts.jsonl");
@@ -47,14 +48,20 @@ fn committed_inodes(save: &Path) -> BTreeMap<String, u64> {
 
 /// Every file below `dir` whose name is not one a reader knows.
 fn strangers(save: &Path) -> Vec<std::path::PathBuf> {
-    let files = |dir: &Path| fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
+    let files =
+        |dir: &Path| fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
     let known = |path: &std::path::PathBuf| {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         ["prompt.json", "activations.npz"].contains(&name.as_str())
     };
-    let mut found: Vec<_> = prompt_dirs(save, MODEL).values().flat_map(|dir| files(dir)).filter(|p| !known(p)).collect();
+    let mut found: Vec<_> =
+        prompt_dirs(save, MODEL).values().flat_map(|dir| files(dir)).filter(|p| !known(p)).collect();
     let top = ["model_cfg.json", "prompts.jsonl", "prompts"];
-    found.extend(files(&save.join(MODEL)).into_iter().filter(|p| !top.contains(&&*p.file_name().unwrap().to_string_lossy())));
+    found.extend(
+        files(&save.join(MODEL))
+            .into_iter()
+            .filter(|p| !top.contains(&&*p.file_name().unwrap().to_string_lossy())),
+    );
     found
 }
 
@@ -91,8 +98,16 @@ fn killed_at_any_moment_a_run_leaves_nothing_torn_and_the_next_goes_on() {
     assert_eq!(strangers(&save), Vec::<std::path::PathBuf>::new(), "leftovers of killed runs were not swept");
     for (hash, prompt) in prompt_dirs(&reference, MODEL) {
         let other = save.join(MODEL).join("prompts").join(&hash);
-        assert_eq!(read_npz(&prompt.join("activations.npz")), read_npz(&other.join("activations.npz")), "{hash}");
-        assert_eq!(fs::read(prompt.join("prompt.json")).unwrap(), fs::read(other.join("prompt.json")).unwrap(), "{hash}");
+        assert_eq!(
+            read_npz(&prompt.join("activations.npz")),
+            read_npz(&other.join("activations.npz")),
+            "{hash}"
+        );
+        assert_eq!(
+            fs::read(prompt.join("prompt.json")).unwrap(),
+            fs::read(other.join("prompt.json")).unwrap(),
+            "{hash}"
+        );
     }
     for file in ["prompts.jsonl", "model_cfg.json"] {
         let read = |save: &Path| fs::read_to_string(save.join(MODEL).join(file)).unwrap();

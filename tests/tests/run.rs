@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, fs, path::Path};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::{
-    Ended, binary, check_committed, end, example_prompts, fixture, hub_cache, prompt_dirs, read_npz, repository, worker_run,
+    Ended, binary, check_committed, end, example_prompts, fixture, hub_cache, prompt_dirs, read_npz,
+    repository, worker_run,
 };
 
 const MODEL: &str = "gpt2-tiny";
@@ -24,7 +25,14 @@ fn run_raw(save_path: &Path, extra: &[&str]) -> Ended {
 /// A prompt file of `n` short texts.
 fn prompt_file(dir: &TempDir, n: usize) -> std::path::PathBuf {
     let path = dir.path().join("prompts.jsonl");
-    let text: String = (0..n).map(|i| format!("{}\n", json!({"text": format!("The {i}th of some words, and more of them. ").repeat(i % 5 + 1)}))).collect();
+    let text: String = (0..n)
+        .map(|i| {
+            format!(
+                "{}\n",
+                json!({"text": format!("The {i}th of some words, and more of them. ").repeat(i % 5 + 1)})
+            )
+        })
+        .collect();
     fs::write(&path, text).unwrap();
     path
 }
@@ -37,13 +45,22 @@ fn a_first_run_writes_the_whole_tree_and_a_second_computes_nothing() {
     let done = model["done"].as_u64().unwrap() as usize;
     assert!(done > 50, "{first:#}");
     assert_eq!(check_committed(dir.path(), MODEL), Ok(done));
-    assert_eq!(model["npz_bytes"].as_u64().unwrap(), prompt_dirs(dir.path(), MODEL).values().map(|d| fs::metadata(d.join("activations.npz")).unwrap().len()).sum::<u64>());
+    assert_eq!(
+        model["npz_bytes"].as_u64().unwrap(),
+        prompt_dirs(dir.path(), MODEL)
+            .values()
+            .map(|d| fs::metadata(d.join("activations.npz")).unwrap().len())
+            .sum::<u64>()
+    );
 
     let index = lines(&dir.path().join(MODEL).join("prompts.jsonl"));
     let indexed: BTreeSet<_> = index.iter().map(|line| line["hash"].as_str().unwrap().to_owned()).collect();
     assert_eq!(indexed, prompt_dirs(dir.path(), MODEL).into_keys().collect());
     let models = lines(&dir.path().join("models.jsonl"));
-    assert_eq!((models.len(), &models[0]["sanitized_name"], &models[0]["model_name"]), (1, &json!(MODEL), &json!(MODEL)));
+    assert_eq!(
+        (models.len(), &models[0]["sanitized_name"], &models[0]["model_name"]),
+        (1, &json!(MODEL), &json!(MODEL))
+    );
     assert!(dir.path().join("figures.jsonl").exists() && dir.path().join("index.html").exists());
 
     let second = run_raw(dir.path(), &[]).expect(0).json();
@@ -61,7 +78,13 @@ fn without_a_prompt_file_the_model_s_own_prompts_are_read() {
     let dir = TempDir::new().unwrap();
     let done = run_raw(dir.path(), &["-n", "5"]).expect(0).json()["models"][0]["done"].clone();
     let mut command = binary("worker");
-    command.arg("run").arg("-m").arg(fixture(MODEL)).arg("-s").arg(dir.path()).args(["--json", "--force", "--device", "cpu"]);
+    command
+        .arg("run")
+        .arg("-m")
+        .arg(fixture(MODEL))
+        .arg("-s")
+        .arg(dir.path())
+        .args(["--json", "--force", "--device", "cpu"]);
     assert_eq!(end(command).expect(0).json()["models"][0]["done"], done);
 }
 
@@ -78,7 +101,11 @@ fn every_compression_stores_the_same_numbers() {
         let path = saved(how);
         for (hash, prompt) in prompt_dirs(&reference, MODEL) {
             let other = path.join(MODEL).join("prompts").join(&hash);
-            assert_eq!(read_npz(&prompt.join("activations.npz")), read_npz(&other.join("activations.npz")), "{how} {hash}");
+            assert_eq!(
+                read_npz(&prompt.join("activations.npz")),
+                read_npz(&other.join("activations.npz")),
+                "{how} {hash}"
+            );
         }
     }
 }
@@ -88,8 +115,10 @@ fn layers_are_chosen_added_and_kept() {
     let dir = TempDir::new().unwrap();
     let held = || {
         let dirs = prompt_dirs(dir.path(), MODEL);
-        let names: BTreeSet<Vec<_>> =
-            dirs.values().map(|d| read_npz(&d.join("activations.npz")).unwrap().into_keys().collect()).collect();
+        let names: BTreeSet<Vec<_>> = dirs
+            .values()
+            .map(|d| read_npz(&d.join("activations.npz")).unwrap().into_keys().collect())
+            .collect();
         assert_eq!(names.len(), 1, "{names:?}");
         names.into_iter().next().unwrap()
     };
@@ -168,7 +197,10 @@ fn mistakes_are_told_in_one_sentence_and_exit_78() {
         (&["--compress", "zlib:12"], "--compress \"zlib:12\""),
         (&["--device", "tpu"], "tpu"),
         (&["--on-too-long", "explode"], "--on-too-long: \"explode\" is none of truncate, skip, fail"),
-        (&["--max-chars", "5", "--min-chars", "9"], "--max-chars must be at least 1 and no less than --min-chars"),
+        (
+            &["--max-chars", "5", "--min-chars", "9"],
+            "--max-chars must be at least 1 and no less than --min-chars",
+        ),
     ];
     for (flags, message) in cases {
         let mut command = worker_run(&fixture(MODEL), &prompts, &dir.path().join("data"));
@@ -177,7 +209,9 @@ fn mistakes_are_told_in_one_sentence_and_exit_78() {
     }
     let nowhere = dir.path().join("nowhere.jsonl");
     end(worker_run(&fixture(MODEL), &nowhere, &dir.path().join("data"))).expect(78).says("nowhere.jsonl");
-    end(worker_run(Path::new("no-such-model-anywhere"), &prompts, &dir.path().join("data"))).expect(78).says("no-such-model-anywhere");
+    end(worker_run(Path::new("no-such-model-anywhere"), &prompts, &dir.path().join("data")))
+        .expect(78)
+        .says("no-such-model-anywhere");
     assert!(!dir.path().join("data").exists(), "a run that could not begin left something behind");
 }
 
@@ -199,7 +233,11 @@ fn a_hub_cache_is_read_offline_and_every_spelling_leads_to_one_directory() {
     fs::remove_file(snapshot.join("model.safetensors")).unwrap();
     for spelling in ["openai-community/gpt2", "gpt2-small", "gpt2"] {
         let again = run(spelling).expect(0).json();
-        assert_eq!((&again["models"][0]["model"], &again["models"][0]["cached"]), (&json!("gpt2"), &json!(6)), "{spelling}");
+        assert_eq!(
+            (&again["models"][0]["model"], &again["models"][0]["cached"]),
+            (&json!("gpt2"), &json!(6)),
+            "{spelling}"
+        );
     }
     run("EleutherAI/pythia-70m").expect(78).says("hf download EleutherAI/pythia-70m");
 }
@@ -218,7 +256,10 @@ fn a_directory_of_another_model_is_not_mixed_with() {
     }
     let save = dir.path().join("data");
     end(worker_run(&one, &prompts, &save)).expect(0);
-    end(worker_run(&two, &prompts, &save)).expect(78).says("holds patterns of another model").says("commit is");
+    end(worker_run(&two, &prompts, &save))
+        .expect(78)
+        .says("holds patterns of another model")
+        .says("commit is");
 }
 
 #[test]
@@ -227,7 +268,12 @@ fn several_models_run_one_after_the_other_and_one_that_fails_does_not_stop_them(
     let prompts = prompt_file(&dir, 3);
     let models = format!("{},no-such-model,{}", fixture(MODEL).display(), fixture("neox-tiny").display());
     let ended = end(worker_run(Path::new(&models), &prompts, dir.path())).expect(78).says("no-such-model");
-    let done: Vec<_> = ended.json()["models"].as_array().unwrap().iter().map(|m| (m["model"].clone(), m["done"].clone())).collect();
+    let done: Vec<_> = ended.json()["models"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| (m["model"].clone(), m["done"].clone()))
+        .collect();
     assert_eq!(done, [(json!(MODEL), json!(3)), (json!("neox-tiny"), json!(3))]);
     assert_eq!(lines(&dir.path().join("models.jsonl")).len(), 2);
 }
@@ -238,7 +284,10 @@ fn settings_come_from_everywhere_and_config_says_from_where() {
     let file = dir.path().join("lenspool.toml");
     fs::write(&file, "batch_size = 3\nmin_chars = 7\nhub_token = \"hf_do_not_show\"\n").unwrap();
     let mut command = binary("worker");
-    command.args(["config", "--json", "--max-chars", "99", "--config"]).arg(&file).env("LENSPOOL_MIN_CHARS", "8");
+    command
+        .args(["config", "--json", "--max-chars", "99", "--config"])
+        .arg(&file)
+        .env("LENSPOOL_MIN_CHARS", "8");
     let ended = end(command).expect(0);
     assert!(!ended.stdout.contains("hf_do_not_show"), "{ended:#?}");
     let row = |key: &str| {

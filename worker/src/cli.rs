@@ -25,6 +25,7 @@ pub enum Command {
     Run(RunArgs),
     /// Print the effective settings and where each came from
     Config {
+        /// Flags of `run`, to see what they change
         #[command(flatten)]
         flags: RunFlags,
         /// Print JSON

@@ -84,7 +84,8 @@ impl Commit for DataDirectory {
         let json = prompt.record.to_python_json();
         let committed = match job.capture.layout {
             ArrayLayout::PerLayer => {
-                let mut entries: Vec<_> = layers.iter().copied().zip(parts.into_iter().map(Part::entry)).collect();
+                let mut entries: Vec<_> =
+                    layers.iter().copied().zip(parts.into_iter().map(Part::entry)).collect();
                 if layers.len() < job.shape.n_layers {
                     // Layers that an earlier run kept stay in the file.
                     let path = opened.store.layout().activations(&prompt.hash, ArrayLayout::PerLayer);
@@ -99,7 +100,9 @@ impl Commit for DataDirectory {
                 let shape = vec![1, layers.len(), job.shape.n_heads, n, n];
                 let header = NpyHeader { dtype: job.capture.dtype, shape }.to_bytes();
                 let values: Vec<_> = parts.into_iter().map(Part::values).collect();
-                opened.store.commit(&prompt.hash, json.as_bytes(), |file| write_stacked(&header, &values, file))?
+                opened
+                    .store
+                    .commit(&prompt.hash, json.as_bytes(), |file| write_stacked(&header, &values, file))?
             }
         };
         Ok(committed.array_bytes)
@@ -115,7 +118,8 @@ fn entry_of(kept: KeptEntry) -> (usize, Entry) {
 
 /// Writes an npy file from its header and its layers' bytes, without copying them together.
 fn write_stacked(header: &[u8], values: &[Vec<u8>], out: &mut impl Write) -> io::Result<u64> {
-    let mut slices: Vec<_> = std::iter::once(header).chain(values.iter().map(Vec::as_slice)).map(IoSlice::new).collect();
+    let mut slices: Vec<_> =
+        std::iter::once(header).chain(values.iter().map(Vec::as_slice)).map(IoSlice::new).collect();
     let total = slices.iter().map(|slice| slice.len() as u64).sum();
     let mut rest = &mut slices[..];
     while !rest.is_empty() {

@@ -46,8 +46,10 @@ pub fn models(model: Option<&str>, settings: &Settings, json: bool) -> Exit {
 
 fn list(json: bool) {
     if json {
-        let families: Vec<_> =
-            Family::ALL.iter().map(|family| json!({"model_type": family.model_type(), "title": family.title()})).collect();
+        let families: Vec<_> = Family::ALL
+            .iter()
+            .map(|family| json!({"model_type": family.model_type(), "title": family.title()}))
+            .collect();
         let models: Vec<_> = known_models()
             .iter()
             .map(|known| json!({"repo": known.repo, "alias": known.alias, "spellings": known.spellings}))

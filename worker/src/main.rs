@@ -26,10 +26,18 @@ fn main() -> ExitCode {
     let exit = match &cli.command {
         Command::Run(args) => settings(&args.flags).map(|Effective { settings, .. }| {
             let terminal = std::io::stderr().is_terminal();
-            let view = if quiet { View::Quiet } else if terminal { View::Bar } else { View::Log };
+            let view = if quiet {
+                View::Quiet
+            } else if terminal {
+                View::Bar
+            } else {
+                View::Log
+            };
             run::run(&settings, view, args.json)
         }),
-        Command::Config { flags, json } => settings(flags).map(|effective| inspect::config(&effective, *json)),
+        Command::Config { flags, json } => {
+            settings(flags).map(|effective| inspect::config(&effective, *json))
+        }
         Command::Models { name, revision, json } => {
             let flags = RunFlags { revision: revision.clone(), ..RunFlags::default() };
             settings(&flags).map(|effective| inspect::models(name.as_deref(), &effective.settings, *json))
@@ -49,7 +57,8 @@ fn main() -> ExitCode {
 fn start_log(quiet: bool) {
     let default = if quiet { "error" } else { "warn,worker=info,common=info" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     if std::io::stderr().is_terminal() {
         log.without_time().init();
     } else {

@@ -85,7 +85,9 @@ impl Models for FakeModels {
     fn open(&mut self, _: &ModelPin, _: &Layers) -> Result<OpenModel, OpenError> {
         *self.opened.lock().unwrap() += 1;
         match self.error {
-            Some(scope) => Err(OpenError { kind: FailureKind::Permanent, scope, reason: "no such model".into() }),
+            Some(scope) => {
+                Err(OpenError { kind: FailureKind::Permanent, scope, reason: "no such model".into() })
+            }
             None => Ok(OpenModel {
                 engine: Box::new(FakeEngine(self.behaviour)),
                 n_layers: N_LAYERS,
@@ -327,9 +329,8 @@ async fn a_full_disk_stops_the_run_instead_of_heating_the_device() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_that_nobody_can_open_fails_its_jobs_one_that_only_we_cannot_hands_them_back() {
-    let told = Story { open_error: Some(Scope::Job), ..Story::default() }
-        .tell(vec![job(vec![prompt(0, 5)])])
-        .await;
+    let told =
+        Story { open_error: Some(Scope::Job), ..Story::default() }.tell(vec![job(vec![prompt(0, 5)])]).await;
     assert_eq!((told.end.unwrap(), told.handed_back), (End::Drained, 0));
 
     let told = Story { open_error: Some(Scope::Worker), ..Story::default() }

@@ -18,6 +18,7 @@ pub mod commit;
 mod durable;
 pub mod error;
 pub mod held;
+mod index;
 mod intents;
 pub mod layout;
 pub mod writer;

@@ -40,10 +40,21 @@ impl Files {
     }
 
     /// Writes what must be there from the start. Refuses a directory that holds another model's patterns.
-    pub(super) fn begin(&self, request: &Request, known: &KnownModel, device: DeviceChoice) -> Result<(), ModelError> {
+    pub(super) fn begin(
+        &self,
+        request: &Request,
+        known: &KnownModel,
+        device: DeviceChoice,
+    ) -> Result<(), ModelError> {
         let (bos, _) = known.bos();
         let device = if matches!(device.resolve(), DeviceChoice::Cuda(_)) { "cuda" } else { "cpu" };
-        let facts = CardFacts { model: &known.located, spec: &known.spec, bos, prepend_bos: request.prepend_bos, device };
+        let facts = CardFacts {
+            model: &known.located,
+            spec: &known.spec,
+            bos,
+            prepend_bos: request.prepend_bos,
+            device,
+        };
         let card = facts.card();
         if let Some(there) = self.store.read_card(&self.layout)? {
             let differences = differences(&there, &card);

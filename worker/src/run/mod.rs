@@ -46,7 +46,14 @@ pub fn run(settings: &Settings, view: View, json: bool) -> Exit {
     let shutdown = Shutdown::default();
     runtime.spawn(signals::watch(shutdown.clone()));
 
-    let mut run = Run { options, view, shutdown, runtime, loaded: HashMap::new(), summary: RunSummary::new(new_run_id()) };
+    let mut run = Run {
+        options,
+        view,
+        shutdown,
+        runtime,
+        loaded: HashMap::new(),
+        summary: RunSummary::new(new_run_id()),
+    };
     let mut exit = run.models();
     let Run { mut summary, shutdown, .. } = run;
     summary.interrupted = shutdown.stop.is_cancelled();
@@ -154,8 +161,13 @@ fn fail(error: &dyn std::fmt::Display, exit: Exit) -> Exit {
 fn new_run_id() -> RunId {
     let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S");
     let node = rustix::system::uname();
-    let host: String =
-        node.nodename().to_string_lossy().chars().filter(|c| c.is_ascii_alphanumeric() || *c == '-').take(32).collect();
+    let host: String = node
+        .nodename()
+        .to_string_lossy()
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
+        .take(32)
+        .collect();
     RunId(format!("{now}-{host}-{}", std::process::id()))
 }
 

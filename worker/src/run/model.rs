@@ -92,7 +92,11 @@ pub(super) fn run(
     let report = planned.report().clone();
     if report.truncated > 0 {
         let n_ctx = known.spec.n_ctx;
-        tracing::warn!("{}: {} prompts are longer than {n_ctx} tokens and are cut to it", known.located.name, report.truncated);
+        tracing::warn!(
+            "{}: {} prompts are longer than {n_ctx} tokens and are cut to it",
+            known.located.name,
+            report.truncated
+        );
     }
     let todo = planned.todo();
     tracing::info!(
@@ -164,7 +168,9 @@ fn serve(run: &Run, known: &KnownModel, planned: &Arc<Planned>, tally: &mut Tall
             progress.show(tally);
         };
         let options = pipeline(&run.options);
-        let served = serve::serve(consumer, models, DataDirectory::default(), &options, run.shutdown.clone(), observe).await;
+        let served =
+            serve::serve(consumer, models, DataDirectory::default(), &options, run.shutdown.clone(), observe)
+                .await;
         // Serving has dropped its end of the queue, so feeding ends too.
         let _ = feed.await;
         served
@@ -179,7 +185,8 @@ fn serve(run: &Run, known: &KnownModel, planned: &Arc<Planned>, tally: &mut Tall
 
 /// How wide the pipeline is on this machine.
 fn pipeline(options: &Options) -> serve::Options {
-    let cores = options.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
+    let cores =
+        options.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
     let batch_bytes = usize::try_from(options.limits.batch_bytes).unwrap_or(usize::MAX);
     serve::Options {
         jobs_ahead: JOBS_AHEAD,
@@ -205,11 +212,18 @@ struct RunModels {
 impl Models for RunModels {
     fn open(&mut self, _: &ModelPin, layers: &common::capture::Layers) -> Result<OpenModel, OpenError> {
         let (n_layers, n_heads) = (self.spec.n_layers(), self.spec.n_heads);
-        let files = fetch_weights(&self.located, &self.hub, &mut |event| tell_fetch(&event)).map_err(refuse)?;
-        let dir = files.first().and_then(|file| file.parent()).map_or_else(|| self.located.dir.clone(), PathBuf::from);
+        let files =
+            fetch_weights(&self.located, &self.hub, &mut |event| tell_fetch(&event)).map_err(refuse)?;
+        let dir = files
+            .first()
+            .and_then(|file| file.parent())
+            .map_or_else(|| self.located.dir.clone(), PathBuf::from);
         let highest = layers.indices(n_layers).last().copied().unwrap_or(0);
-        let engine = model::load(&dir, &self.spec, &self.device, highest)
-            .map_err(|error| OpenError { kind: FailureKind::Permanent, scope: Scope::Worker, reason: error.to_string() })?;
+        let engine = model::load(&dir, &self.spec, &self.device, highest).map_err(|error| OpenError {
+            kind: FailureKind::Permanent,
+            scope: Scope::Worker,
+            reason: error.to_string(),
+        })?;
         Ok(OpenModel { engine: Box::new(engine), n_layers, n_heads })
     }
 }

@@ -66,7 +66,9 @@ pub struct Options {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum OptionsError {
-    #[error("no model was given: name one with --model, as in --model gpt2; `worker models` lists what is supported")]
+    #[error(
+        "no model was given: name one with --model, as in --model gpt2; `worker models` lists what is supported"
+    )]
     NoModel,
     #[error(transparent)]
     Model(#[from] ModelRefError),
@@ -84,7 +86,9 @@ pub enum OptionsError {
     Names(#[from] regex::Error),
     #[error("--dtype {0:?} is neither float32 nor float16")]
     Dtype(String),
-    #[error("--stacked-heads holds every layer in one array, so it cannot be combined with --layers or --names-filter")]
+    #[error(
+        "--stacked-heads holds every layer in one array, so it cannot be combined with --layers or --names-filter"
+    )]
     StackedSelection,
     #[error("--compress {given:?}: {reason}")]
     Compression { given: String, reason: String },
@@ -99,8 +103,10 @@ pub enum OptionsError {
 impl Options {
     /// Reads the settings of a run.
     pub fn parse(s: &Settings) -> Result<Self, OptionsError> {
-        let names = s.model.as_deref().unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty());
-        let models = names.map(|name| ModelRef::parse(name, s.revision.as_deref())).collect::<Result<Vec<_>, _>>()?;
+        let names =
+            s.model.as_deref().unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty());
+        let models =
+            names.map(|name| ModelRef::parse(name, s.revision.as_deref())).collect::<Result<Vec<_>, _>>()?;
         if models.is_empty() {
             return Err(OptionsError::NoModel);
         }
@@ -121,7 +127,12 @@ impl Options {
         if s.stacked_heads && (selection.layers.is_some() || selection.names.is_some()) {
             return Err(OptionsError::StackedSelection);
         }
-        let batch_bytes = s.batch_memory.as_deref().map(size).transpose()?.unwrap_or_else(|| default_batch_memory().batch_bytes);
+        let batch_bytes = s
+            .batch_memory
+            .as_deref()
+            .map(size)
+            .transpose()?
+            .unwrap_or_else(|| default_batch_memory().batch_bytes);
         let lengths = LengthRules { min_chars: s.min_chars, max_chars: s.max_chars };
         let load = LoadOptions {
             raw: s.raw_prompts,
@@ -149,8 +160,14 @@ impl Options {
                 reason: format!("{error}"),
             })?,
             device: s.device.parse()?,
-            prepend_bos: s.prepend_bos.parse().map_err(|error| OptionsError::Word { flag: "prepend-bos", error })?,
-            on_too_long: s.on_too_long.parse().map_err(|error| OptionsError::Word { flag: "on-too-long", error })?,
+            prepend_bos: s
+                .prepend_bos
+                .parse()
+                .map_err(|error| OptionsError::Word { flag: "prepend-bos", error })?,
+            on_too_long: s
+                .on_too_long
+                .parse()
+                .map_err(|error| OptionsError::Word { flag: "on-too-long", error })?,
             limits: PlanLimits { batch_size: s.batch_size, batch_bytes, max_message_bytes: None },
             force: s.force,
             index_html: !s.no_index_html,
@@ -185,7 +202,11 @@ pub fn hub(s: &Settings) -> HubOptions {
     let base = HubOptions::from_env();
     HubOptions {
         cache: s.hub_cache.clone().unwrap_or(base.cache),
-        endpoint: s.hub_endpoint.as_deref().map(|url| url.trim_end_matches('/').to_owned()).unwrap_or(base.endpoint),
+        endpoint: s
+            .hub_endpoint
+            .as_deref()
+            .map(|url| url.trim_end_matches('/').to_owned())
+            .unwrap_or(base.endpoint),
         offline: s.hub_offline.unwrap_or(base.offline),
         token: s.hub_token.clone().or(base.token),
         ..base
@@ -194,7 +215,9 @@ pub fn hub(s: &Settings) -> HubOptions {
 
 fn size(given: &str) -> Result<u64, OptionsError> {
     match given.parse::<ByteSize>() {
-        Ok(ByteSize(0)) => Err(OptionsError::Size { given: given.to_owned(), reason: "it is nothing".to_owned() }),
+        Ok(ByteSize(0)) => {
+            Err(OptionsError::Size { given: given.to_owned(), reason: "it is nothing".to_owned() })
+        }
         Ok(ByteSize(bytes)) => Ok(bytes),
         Err(reason) => Err(OptionsError::Size { given: given.to_owned(), reason }),
     }

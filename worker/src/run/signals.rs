@@ -7,7 +7,8 @@ use crate::{exit::Exit, serve::Shutdown};
 
 /// Waits for signals for as long as the process lives.
 pub async fn watch(shutdown: Shutdown) {
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         tracing::warn!("signals cannot be watched here: a kill stops the run at once, which is safe");
         return;

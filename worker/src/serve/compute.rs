@@ -118,6 +118,7 @@ impl<M: Models> ModelThread<M> {
             catch_unwind(AssertUnwindSafe(|| self.models.open(&pin, &layers))).unwrap_or_else(|panic| {
                 Err(OpenError {
                     kind: FailureKind::Bug,
+                    scope: Scope::Worker,
                     reason: format!("opening {} panicked: {}", pin.source, panic_text(&*panic)),
                 })
             })?;

@@ -7,9 +7,11 @@ use std::{
 };
 
 use common::{
-    capture::ArrayLayout,
+    capture::{ArrayLayout, Dtype},
     job::{Failure, FailureKind, Job},
+    npz::layer_entry_name,
 };
+use half::f16;
 use tokio::sync::mpsc;
 
 use super::{
@@ -19,7 +21,7 @@ use super::{
     hand::{PromptEnd, Serial},
 };
 use crate::{
-    encode::{Compression, Encoder},
+    encode::{Compression, Encoder, PatternView},
     engine::Pattern,
 };
 
@@ -71,14 +73,7 @@ impl Slot {
 
 impl Slot {
     /// Adds an encoded layer; gives the prompt once it was the last one missing.
-    fn add(
-        &self,
-        layer: usize,
-        part: Part,
-        lease: Lease,
-        raw_bytes: u64,
-        encode: Duration,
-    ) -> Option<Whole> {
+    fn add(&self, layer: usize, part: Part, lease: Lease, raw_bytes: u64, encode: Duration) -> Option<Whole> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if state.failed {
             return None;
@@ -112,6 +107,30 @@ impl Slot {
     }
 }
 
+/// A thread's encoders, one a number type; they keep their buffers.
+struct Encoders {
+    compression: Compression,
+    made: Vec<(Dtype, Encoder)>,
+}
+
+impl Encoders {
+    fn of(&mut self, dtype: Dtype) -> &mut Encoder {
+        let at = self.made.iter().position(|&(made, _)| made == dtype).unwrap_or_else(|| {
+            self.made.push((dtype, Encoder::new(self.compression, dtype)));
+            self.made.len() - 1
+        });
+        &mut self.made[at].1
+    }
+}
+
+/// `values` as an npy file holds them. Stacked arrays are not compressed: they are plain npy files.
+fn bytes_of(values: &[f32], dtype: Dtype) -> Vec<u8> {
+    match dtype {
+        Dtype::Float32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        Dtype::Float16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
+    }
+}
+
 /// One encoder thread.
 pub(super) struct Stage {
     pub(super) patterns: crossbeam_channel::Receiver<RawPattern>,
@@ -123,13 +142,17 @@ pub(super) struct Stage {
 
 impl Stage {
     pub(super) fn run(self) {
-        let mut encoder = Encoder::new(self.compression);
+        let mut encoders = Encoders { compression: self.compression, made: Vec::new() };
         for RawPattern { slot, pattern, lease } in &self.patterns {
             let begin = Instant::now();
             let capture = &slot.job.capture;
             let encoded = catch_unwind(AssertUnwindSafe(|| match capture.layout {
-                ArrayLayout::PerLayer => Part::Entry(encoder.layer(&pattern, capture.dtype)),
-                ArrayLayout::Stacked => Part::Values(encoder.values(&pattern, capture.dtype)),
+                ArrayLayout::PerLayer => {
+                    let view = PatternView::new(&pattern.values, pattern.n_heads, pattern.n);
+                    let name = layer_entry_name(pattern.layer);
+                    Part::Entry(encoders.of(capture.dtype).encode(&name, view))
+                }
+                ArrayLayout::Stacked => Part::Values(bytes_of(&pattern.values, capture.dtype)),
             }));
             let raw_bytes = size_of_val(pattern.values.as_slice()) as u64;
             let layer = pattern.layer;
@@ -144,7 +167,8 @@ impl Stage {
                     }
                 }
                 Err(panic) => {
-                    encoder = Encoder::new(self.compression);
+                    // Nobody knows what state the encoder is in.
+                    encoders.made.clear();
                     if slot.fail() {
                         let end = PromptEnd::Failed(Failure {
                             hash: Some(slot.job.prompts[slot.index].hash.clone()),
