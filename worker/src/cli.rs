@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use common::settings::Flags;
 use serde::Serialize;
 
 /// Runs a language model over prompts and keeps every head's attention pattern.
@@ -27,7 +28,7 @@ pub enum Command {
     Config {
         /// Flags of `run`, to see what they change
         #[command(flatten)]
-        flags: RunFlags,
+        flags: AllFlags,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -37,9 +38,9 @@ pub enum Command {
         /// A model as `run --model` takes it
         #[arg(value_name = "MODEL")]
         name: Option<String>,
-        /// Branch, tag or commit of its repository [default: main]
-        #[arg(long)]
-        revision: Option<String>,
+        /// Where it comes from.
+        #[command(flatten)]
+        flags: HubFlags,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -54,7 +55,7 @@ pub enum Command {
 pub struct RunArgs {
     /// The settings.
     #[command(flatten)]
-    pub flags: RunFlags,
+    pub flags: AllFlags,
     /// Print a JSON summary to stdout at the end
     #[arg(long)]
     pub json: bool,
@@ -103,99 +104,100 @@ pub enum Bench {
     },
 }
 
-/// The flags of a run: upstream's, by the same names, then ours. None means: not given.
+/// The flags of every section of the settings.
+#[derive(Debug, Default, Args)]
+pub struct AllFlags {
+    /// What to compute and where it goes.
+    #[command(flatten)]
+    pub run: RunFlags,
+    /// Where models come from.
+    #[command(flatten)]
+    pub hub: HubFlags,
+}
+
+impl AllFlags {
+    /// The flags as a layer of the settings.
+    pub fn layer(&self) -> Flags {
+        Flags::new().section("run", &self.run).section("hub", &self.hub)
+    }
+}
+
+/// The flags that say where models come from.
+#[derive(Debug, Default, Args, Serialize)]
+pub struct HubFlags {
+    /// Branch, tag or commit of the models' repositories [default: main]
+    #[arg(long)]
+    pub revision: Option<String>,
+}
+
+/// The flags of a run: upstream's, by the same names, then ours. What was not given is none or false, and does not
+/// override the settings.
 #[derive(Debug, Default, Args, Serialize)]
 pub struct RunFlags {
     /// Models, separated by commas: aliases, hub ids, tails of hub ids, or directories
     #[arg(long, short = 'm')]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     /// Prompts, one JSON object a line with a "text" key [default: the model's own prompts.jsonl]
     #[arg(long, short = 'p', value_name = "FILE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub prompts: Option<PathBuf>,
     /// The data directory [default: attn_data]
     #[arg(long, short = 's', value_name = "DIR")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub save_path: Option<PathBuf>,
     /// With --raw-prompts: leave out shorter texts [default: 100]
     #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub min_chars: Option<usize>,
     /// With --raw-prompts: cut longer texts into pieces of this many characters [default: 1000]
     #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_chars: Option<usize>,
     /// Take only the first N prompts
     #[arg(long, short = 'n', value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub n_samples: Option<usize>,
     /// Most prompts in one forward pass [default: 32]
     #[arg(long, short = 'b', value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_size: Option<usize>,
     /// Compute again what is cached
-    #[arg(long, short = 'f', num_args = 0..=1, default_missing_value = "true")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub force: Option<bool>,
+    #[arg(long, short = 'f')]
+    pub force: bool,
     /// Write no index.html
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub no_index_html: Option<bool>,
+    #[arg(long)]
+    pub no_index_html: bool,
     /// The prompts are raw: filter, split and hash them
-    #[arg(long, short = 'r', num_args = 0..=1, default_missing_value = "true")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub raw_prompts: Option<bool>,
+    #[arg(long, short = 'r')]
+    pub raw_prompts: bool,
     /// With --raw-prompts: shuffle before taking the first N
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub shuffle: Option<bool>,
+    #[arg(long)]
+    pub shuffle: bool,
     /// Write one array of all layers a prompt
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub stacked_heads: Option<bool>,
+    #[arg(long)]
+    pub stacked_heads: bool,
     /// Where to compute: cpu, cuda, cuda:1, or auto [default: auto]
     #[arg(long)]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
     /// Seed of --shuffle [default: random, and printed]
     #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
     /// Keep only these layers, as in 0,3-5
     #[arg(long, value_name = "LIST")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub layers: Option<String>,
     /// Keep only the patterns whose hook name this expression matches
     #[arg(long, value_name = "REGEX")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub names_filter: Option<String>,
     /// Most memory the patterns of one forward pass may take, as in 2GiB [default: from the machine]
     #[arg(long, value_name = "SIZE")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_memory: Option<String>,
     /// How files are compressed: causal, zlib:0 to zlib:9, or store [default: causal]
     #[arg(long, value_name = "HOW")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub compress: Option<String>,
     /// Number type of the arrays: float32 or float16 [default: float32]
     #[arg(long)]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub dtype: Option<String>,
     /// Put the beginning-of-sequence token in front: auto, always or never [default: auto]
     #[arg(long, value_name = "WHEN")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub prepend_bos: Option<String>,
     /// A prompt longer than the model's context: truncate, skip or fail [default: truncate]
     #[arg(long, value_name = "WHAT")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub on_too_long: Option<String>,
-    /// Branch, tag or commit of the models' repositories [default: main]
-    #[arg(long)]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub revision: Option<String>,
     /// Threads to compute with, and to encode with [default: one a core]
     #[arg(long, value_name = "N")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
 }

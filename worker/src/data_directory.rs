@@ -13,8 +13,8 @@ use common::{
     capture::{ArrayLayout, Capture},
     job::{FailureKind, Job, JobPrompt, RunId},
     model::reference::ModelName,
-    npz::{Entry, Method, NpyHeader, write_npz},
-    store::{CacheCheck, KeptEntry, ModelStore, Store, StoreError, entries_to_keep},
+    npz::{NpyHeader, write_npz},
+    store::{CacheCheck, ModelStore, Store, StoreError, entries_to_keep},
 };
 
 use crate::serve::{Commit, CommitError, Hold, Part};
@@ -89,7 +89,7 @@ impl Commit for DataDirectory {
                 if layers.len() < job.shape.n_layers {
                     // Layers that an earlier run kept stay in the file.
                     let path = opened.store.layout().activations(&prompt.hash, ArrayLayout::PerLayer);
-                    entries.extend(entries_to_keep(&path, layers)?.into_iter().map(entry_of));
+                    entries.extend(entries_to_keep(&path, layers)?);
                     entries.sort_by_key(|&(layer, _)| layer);
                 }
                 let entries: Vec<_> = entries.into_iter().map(|(_, entry)| entry).collect();
@@ -107,13 +107,6 @@ impl Commit for DataDirectory {
         };
         Ok(committed.array_bytes)
     }
-}
-
-/// A kept entry as the npz writer takes it.
-fn entry_of(kept: KeptEntry) -> (usize, Entry) {
-    let method = if kept.deflated { Method::Deflate } else { Method::Stored };
-    let KeptEntry { layer, name, crc32, uncompressed: uncompressed_len, data: payload, .. } = kept;
-    (layer, Entry { name, method, crc32, uncompressed_len, payload })
 }
 
 /// Writes an npy file from its header and its layers' bytes, without copying them together.

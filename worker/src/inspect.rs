@@ -8,27 +8,18 @@ use common::{
         reference::ModelRef,
         spec::Family,
     },
-    settings::{Effective, Settings},
+    settings::{Loaded, Settings},
 };
 use serde_json::json;
 
-use crate::{exit::Exit, run::hub};
+use crate::exit::Exit;
 
 /// Prints every setting with where it came from.
-pub fn config(effective: &Effective, json: bool) -> Exit {
-    let rows = effective.rows();
+pub fn config(loaded: &Loaded, json: bool) -> Exit {
     if json {
-        println!("{}", serde_json::to_string_pretty(&rows).expect("rows are plain data"));
-        return Exit::Done;
-    }
-    let width = rows.iter().map(|row| row.key.len()).max().unwrap_or(0);
-    for row in rows {
-        let value = match &row.value {
-            serde_json::Value::Null => "(not set)".to_owned(),
-            serde_json::Value::String(text) => text.clone(),
-            other => other.to_string(),
-        };
-        println!("{:width$}  {value}  ({})", row.key, row.origin);
+        println!("{:#}", loaded.json());
+    } else {
+        print!("{}", loaded.table());
     }
     Exit::Done
 }
@@ -70,9 +61,10 @@ fn list(json: bool) {
 
 /// Says whether one model can be run: finds it, reads its config, looks whether there are weights.
 fn one(model: &str, settings: &Settings, json: bool) -> Exit {
-    let hub = hub(settings);
+    let hub = settings.hub.options();
     let told = (|| {
-        let reference = ModelRef::parse(model, settings.revision.as_deref()).map_err(|e| e.to_string())?;
+        let reference =
+            ModelRef::parse(model, settings.hub.revision.as_deref()).map_err(|e| e.to_string())?;
         let located = locate_config(&reference, &hub, &mut |_| {}).map_err(|e| e.to_string())?;
         let spec = family::read_spec(&located.dir.join("config.json")).map_err(|e| e.to_string())?;
         check_weights(&located, &hub).map_err(|e| e.to_string())?;

@@ -3,11 +3,11 @@
 use std::{io::IsTerminal, process::ExitCode};
 
 use clap::Parser;
-use common::settings::{self, Effective, Sources};
+use common::settings::{self, Flags, LogFormat, Sources};
 use tracing_subscriber::EnvFilter;
 use worker::{
     bench,
-    cli::{Cli, Command, RunArgs, RunFlags},
+    cli::{Cli, Command, RunArgs},
     exit::Exit,
     inspect,
     report::progress::View,
@@ -20,48 +20,60 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let flags = match &cli.command {
+        Command::Run(RunArgs { flags, .. }) | Command::Config { flags, .. } => flags.layer(),
+        Command::Models { flags, .. } => Flags::new().section("hub", flags),
+        Command::Bench(_) => Flags::new(),
+    };
+    let loaded = settings::load(&Sources::of_process(cli.config.clone(), flags));
     let quiet = matches!(&cli.command, Command::Run(RunArgs { quiet: true, .. }));
-    start_log(quiet);
-    let settings = |flags: &RunFlags| settings::load(&Sources::of_process(cli.config.clone(), flags));
-    let exit = match &cli.command {
-        Command::Run(args) => settings(&args.flags).map(|Effective { settings, .. }| {
-            let terminal = std::io::stderr().is_terminal();
-            let view = if quiet {
-                View::Quiet
-            } else if terminal {
-                View::Bar
-            } else {
-                View::Log
-            };
-            run::run(&settings, view, args.json)
-        }),
-        Command::Config { flags, json } => {
-            settings(flags).map(|effective| inspect::config(&effective, *json))
-        }
-        Command::Models { name, revision, json } => {
-            let flags = RunFlags { revision: revision.clone(), ..RunFlags::default() };
-            settings(&flags).map(|effective| inspect::models(name.as_deref(), &effective.settings, *json))
-        }
-        Command::Bench(bench) => {
-            settings(&RunFlags::default()).map(|effective| bench::run(bench, &effective.settings))
+    start_log(loaded.as_ref().map(|loaded| &loaded.settings.log).ok(), quiet);
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            tracing::error!("{error}");
+            return Exit::Configuration.into();
         }
     };
-    exit.unwrap_or_else(|error| {
-        tracing::error!("{error}");
-        Exit::Configuration
-    })
-    .into()
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let settings = &loaded.settings;
+    let exit = match &cli.command {
+        Command::Run(args) => {
+            let terminal = std::io::stderr().is_terminal();
+            let view = match (quiet, terminal) {
+                (true, _) => View::Quiet,
+                (false, true) => View::Bar,
+                (false, false) => View::Log,
+            };
+            run::run(settings, view, args.json)
+        }
+        Command::Config { json, .. } => inspect::config(&loaded, *json),
+        Command::Models { name, json, .. } => inspect::models(name.as_deref(), settings, *json),
+        Command::Bench(bench) => bench::run(bench, settings),
+    };
+    exit.into()
 }
 
-/// Talk goes to stderr: plain for a person, filtered by RUST_LOG.
-fn start_log(quiet: bool) {
-    let default = if quiet { "error" } else { "warn,worker=info,common=info" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    if std::io::stderr().is_terminal() {
-        log.without_time().init();
+/// Talk goes to stderr: what the settings ask for, and from lenspool itself what a user of `run` wants to know.
+fn start_log(log: Option<&settings::Log>, quiet: bool) {
+    let filter = if quiet {
+        "error".to_owned()
     } else {
-        log.with_ansi(false).init();
+        let asked = log.map_or("warn", |log| log.filter.as_str());
+        if asked == settings::Log::default().filter {
+            format!("{asked},worker=info,common=info")
+        } else {
+            asked.to_owned()
+        }
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter));
+    let terminal = std::io::stderr().is_terminal();
+    let log_lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match log.map(|log| log.format) {
+        Some(LogFormat::Json) => log_lines.json().init(),
+        _ if terminal => log_lines.with_target(false).without_time().init(),
+        _ => log_lines.with_target(false).with_ansi(false).init(),
     }
 }

@@ -18,7 +18,7 @@ use common::{
     },
     settings::Settings,
 };
-pub use options::{Options, OptionsError, hub};
+pub use options::{Options, OptionsError};
 
 use crate::{
     exit::Exit,

@@ -1,6 +1,6 @@
 //! Settings, read once into types that cannot be wrong.
 
-use std::path::PathBuf;
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use bytesize::ByteSize;
 use common::{
@@ -16,12 +16,12 @@ use common::{
     selection::{LayerList, Selection, SelectionError},
     settings::Settings,
     spool::SpoolOptions,
-    tokenize::{OnTooLong, PrependBos, UnknownWord},
+    tokenize::{OnTooLong, PrependBos},
 };
 use regex::Regex;
 
 use crate::{
-    encode::Compression,
+    encode::{Compression, UnknownCompression},
     model::device::{DeviceChoice, UnknownDevice},
 };
 
@@ -72,52 +72,38 @@ pub enum OptionsError {
     NoModel,
     #[error(transparent)]
     Model(#[from] ModelRefError),
-    #[error("--batch-size must be at least 1")]
-    NoBatch,
-    #[error("--threads must be at least 1")]
-    NoThreads,
     #[error("--max-chars must be at least 1 and no less than --min-chars ({min}), not {max}")]
     Lengths { min: usize, max: usize },
-    #[error("--batch-memory {given:?} is no size: {reason}; write it as in 512MiB or 2GB")]
-    Size { given: String, reason: String },
+    #[error("--batch-memory must be more than nothing, as in 512MiB or 2GB")]
+    NoMemory,
     #[error(transparent)]
     Layers(#[from] SelectionError),
     #[error("--names-filter is no regular expression: {0}")]
     Names(#[from] regex::Error),
-    #[error("--dtype {0:?} is neither float32 nor float16")]
-    Dtype(String),
     #[error(
         "--stacked-heads holds every layer in one array, so it cannot be combined with --layers or --names-filter"
     )]
     StackedSelection,
-    #[error("--compress {given:?}: {reason}")]
-    Compression { given: String, reason: String },
+    #[error("--compress: {0}")]
+    Compression(#[from] UnknownCompression),
     #[error("--device: {0}")]
     Device(#[from] UnknownDevice),
-    #[error("--{flag}: {error}")]
-    Word { flag: &'static str, error: UnknownWord },
     #[error("the current directory cannot be read: {0}")]
     Here(std::io::Error),
 }
 
 impl Options {
     /// Reads the settings of a run.
-    pub fn parse(s: &Settings) -> Result<Self, OptionsError> {
-        let names =
-            s.model.as_deref().unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty());
-        let models =
-            names.map(|name| ModelRef::parse(name, s.revision.as_deref())).collect::<Result<Vec<_>, _>>()?;
+    pub fn parse(settings: &Settings) -> Result<Self, OptionsError> {
+        let Settings { run: s, hub, .. } = settings;
+        let named = |name: &String| ModelRef::parse(name, hub.revision.as_deref());
+        let models = s.model.iter().map(named).collect::<Result<Vec<_>, _>>()?;
         if models.is_empty() {
             return Err(OptionsError::NoModel);
         }
-        if s.batch_size == 0 {
-            return Err(OptionsError::NoBatch);
-        }
-        if s.threads == Some(0) {
-            return Err(OptionsError::NoThreads);
-        }
-        if s.max_chars == 0 || s.max_chars < s.min_chars {
-            return Err(OptionsError::Lengths { min: s.min_chars, max: s.max_chars });
+        let lengths = LengthRules { min_chars: s.min_chars, max_chars: s.max_chars.get() };
+        if lengths.max_chars < lengths.min_chars {
+            return Err(OptionsError::Lengths { min: lengths.min_chars, max: lengths.max_chars });
         }
         let selection = Selection {
             layers: s.layers.as_deref().map(str::parse::<LayerList>).transpose()?,
@@ -127,19 +113,17 @@ impl Options {
         if s.stacked_heads && (selection.layers.is_some() || selection.names.is_some()) {
             return Err(OptionsError::StackedSelection);
         }
-        let batch_bytes = s
-            .batch_memory
-            .as_deref()
-            .map(size)
-            .transpose()?
-            .unwrap_or_else(|| default_batch_memory().batch_bytes);
-        let lengths = LengthRules { min_chars: s.min_chars, max_chars: s.max_chars };
+        let batch_bytes = match s.batch_memory {
+            None => default_batch_memory().batch_bytes,
+            Some(ByteSize(0)) => return Err(OptionsError::NoMemory),
+            Some(ByteSize(bytes)) => bytes,
+        };
         let load = LoadOptions {
             raw: s.raw_prompts,
             lengths,
             shuffle: s.shuffle,
             seed: s.seed,
-            n_samples: s.n_samples,
+            n_samples: s.n_samples.map(NonZeroUsize::get),
             ..LoadOptions::new(PathBuf::new())
         };
         Ok(Options {
@@ -147,31 +131,18 @@ impl Options {
             prompts: s.prompts.clone(),
             load,
             save_path: std::path::absolute(&s.save_path).map_err(OptionsError::Here)?,
-            hub: hub(s),
+            hub: hub.options(),
             selection,
             layout,
-            dtype: match s.dtype.as_str() {
-                "float32" => Dtype::Float32,
-                "float16" => Dtype::Float16,
-                other => return Err(OptionsError::Dtype(other.to_owned())),
-            },
-            compression: s.compress.parse().map_err(|error| OptionsError::Compression {
-                given: s.compress.clone(),
-                reason: format!("{error}"),
-            })?,
+            dtype: s.dtype,
+            compression: s.compress.parse()?,
             device: s.device.parse()?,
-            prepend_bos: s
-                .prepend_bos
-                .parse()
-                .map_err(|error| OptionsError::Word { flag: "prepend-bos", error })?,
-            on_too_long: s
-                .on_too_long
-                .parse()
-                .map_err(|error| OptionsError::Word { flag: "on-too-long", error })?,
-            limits: PlanLimits { batch_size: s.batch_size, batch_bytes, max_message_bytes: None },
+            prepend_bos: s.prepend_bos,
+            on_too_long: s.on_too_long,
+            limits: PlanLimits { batch_size: s.batch_size.get(), batch_bytes, max_message_bytes: None },
             force: s.force,
             index_html: !s.no_index_html,
-            threads: s.threads,
+            threads: s.threads.map(NonZeroUsize::get),
         })
     }
 
@@ -194,31 +165,5 @@ impl Options {
     /// How tokens and prompts that outgrow memory are kept.
     pub fn spool(&self) -> SpoolOptions {
         self.load.spool.clone()
-    }
-}
-
-/// The hub as Hugging Face's tools would use it, but for what the settings say.
-pub fn hub(s: &Settings) -> HubOptions {
-    let base = HubOptions::from_env();
-    HubOptions {
-        cache: s.hub_cache.clone().unwrap_or(base.cache),
-        endpoint: s
-            .hub_endpoint
-            .as_deref()
-            .map(|url| url.trim_end_matches('/').to_owned())
-            .unwrap_or(base.endpoint),
-        offline: s.hub_offline.unwrap_or(base.offline),
-        token: s.hub_token.clone().or(base.token),
-        ..base
-    }
-}
-
-fn size(given: &str) -> Result<u64, OptionsError> {
-    match given.parse::<ByteSize>() {
-        Ok(ByteSize(0)) => {
-            Err(OptionsError::Size { given: given.to_owned(), reason: "it is nothing".to_owned() })
-        }
-        Ok(ByteSize(bytes)) => Ok(bytes),
-        Err(reason) => Err(OptionsError::Size { given: given.to_owned(), reason }),
     }
 }
