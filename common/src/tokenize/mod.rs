@@ -177,6 +177,8 @@ pub struct Tokens {
 /// A model's tokenizer with what to put in front and where to cut.
 pub struct PromptTokenizer {
     tokenizer: Tokenizer,
+    /// Each id's string: the tokenizer itself would copy one for every question.
+    vocabulary: Vec<Box<str>>,
     frame: Frame,
     options: TokenizeOptions,
 }
@@ -207,7 +209,8 @@ impl PromptTokenizer {
             let reason = format!("the model's {} positions leave no room for a text", options.n_ctx);
             return Err(TokenizerError::Unusable { dir: dir.to_path_buf(), reason });
         }
-        Ok(PromptTokenizer { tokenizer, frame, options })
+        let vocabulary = vocabulary(&tokenizer);
+        Ok(PromptTokenizer { tokenizer, vocabulary, frame, options })
     }
 
     /// What model_cfg.json says of BOS.
@@ -245,16 +248,16 @@ impl PromptTokenizer {
         if let Some(d_vocab) = self.options.d_vocab
             && let Some(&id) = ids.iter().find(|&&id| id as usize >= d_vocab)
         {
-            let token = self.tokenizer.id_to_token(id).unwrap_or_default();
+            let token = self.vocabulary.get(id as usize).map(ToString::to_string).unwrap_or_default();
             return Err(TokenizeReason::OutOfVocab { token, id, d_vocab });
         }
         Ok(Tokens { ids, strings, truncated_from })
     }
 
     /// The vocabulary's strings for the ids of a text, without what stands around it.
-    fn strings_of(&self, ids: &[u32]) -> Vec<String> {
+    fn strings_of(&self, ids: &[u32]) -> impl Iterator<Item = &str> {
         let ids = self.frame.text_ids(ids).iter();
-        ids.map(|&id| self.tokenizer.id_to_token(id).unwrap_or_default()).collect()
+        ids.map(|&id| self.vocabulary.get(id as usize).map_or("", |string| string))
     }
 
     /// Makes a prompt ready for a job: its token ids, and in its record "n_tokens" and "tokens",
@@ -267,10 +270,33 @@ impl PromptTokenizer {
     }
 }
 
-fn job_prompt(prompt: Prompt, ids: Vec<u32>, strings: Vec<String>) -> JobPrompt {
+/// Ids from here on have no place in [`PromptTokenizer::vocabulary`]: a damaged file may have any.
+const MAX_IDS: usize = 1 << 22;
+
+fn vocabulary(tokenizer: &Tokenizer) -> Vec<Box<str>> {
+    let mut vocabulary = Vec::new();
+    for (string, id) in tokenizer.get_vocab(true) {
+        let id = id as usize;
+        if id >= MAX_IDS {
+            continue;
+        }
+        if id >= vocabulary.len() {
+            vocabulary.resize(id + 1, Box::default());
+        }
+        vocabulary[id] = string.into_boxed_str();
+    }
+    vocabulary
+}
+
+fn job_prompt<S: Into<Json>>(
+    prompt: Prompt,
+    ids: Vec<u32>,
+    strings: impl IntoIterator<Item = S>,
+) -> JobPrompt {
     let (mut record, hash) = prompt.into_parts();
+    let strings: Vec<Json> = strings.into_iter().map(Into::into).collect();
     record.insert("n_tokens", strings.len());
-    record.insert("tokens", Json::Array(strings.into_iter().map(Json::from).collect()));
+    record.insert("tokens", Json::Array(strings));
     JobPrompt { hash, record, ids }
 }
 

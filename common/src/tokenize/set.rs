@@ -11,7 +11,7 @@ use super::{OnTooLong, PromptTokenizer, TokenizeFailure, TokenizeReason, job_pro
 use crate::{
     job::JobPrompt,
     plan::PlanItem,
-    prompt::PromptSet,
+    prompt::{Json, PromptSet},
     spool::{Span, Spool, SpoolError, SpoolOptions, SpoolWriter},
 };
 
@@ -143,7 +143,7 @@ impl TokenizedSet {
         let bytes = self.ids.read(entry.ids)?;
         let (ids, _) = bytes.as_chunks::<4>();
         let ids: Vec<u32> = ids.iter().map(|id| u32::from_le_bytes(*id)).collect();
-        let strings = self.tokenizer.strings_of(&ids);
+        let strings: Vec<Json> = self.tokenizer.strings_of(&ids).map(Json::from).collect();
         Ok(job_prompt(prompt, ids, strings))
     }
 }
@@ -158,7 +158,7 @@ fn tokenize_one(
         Ok(tokens) => tokens,
         Err(reason) => return Ok(Err(TokenizeFailure { hash: prompt.into_parts().1, reason })),
     };
-    let odd = tokenizer.strings_of(&tokens.ids) != tokens.strings;
+    let odd = !tokenizer.strings_of(&tokens.ids).eq(&tokens.strings);
     let truncated = tokens.truncated_from.is_some();
     let ready = job_prompt(prompt, tokens.ids, tokens.strings);
     let mut count = Count(0);
