@@ -59,8 +59,10 @@ pub enum EngineError {
 
 /// A loaded model on a device.
 pub trait Engine: Send {
-    /// Runs `batch` and hands the patterns of `layers` (ascending) to `sink`: layer by layer, every
-    /// prompt of a layer before the next layer. Nothing past the last layer asked for is computed.
+    /// Runs `batch` and hands the patterns of `layers` (ascending) to `sink`. An engine may take the batch in several
+    /// passes of a few prompts each, whichever its device likes best; within a pass it goes layer by layer, every
+    /// prompt of a layer before the next layer. So each prompt's layers come in order, and prompts may overlap.
+    /// Nothing past the last layer asked for is computed.
     fn forward(
         &mut self,
         batch: &TokenBatch,

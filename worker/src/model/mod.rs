@@ -106,6 +106,25 @@ pub fn load(
     device: &DeviceChoice,
     highest_layer: usize,
 ) -> Result<Transformer, LoadError> {
+    let choice = device.resolve();
+    let (ops, packing) = match choice {
+        DeviceChoice::Auto | DeviceChoice::Cpu => {
+            (Ops::Native, Packing::Unpadded { max_rows: transformer::CPU_ROWS })
+        }
+        DeviceChoice::Cuda(_) => (Ops::Composed, Packing::Padded),
+    };
+    load_as(dir, spec, choice, highest_layer, ops, packing)
+}
+
+/// As [`load`], with a choice of how to compute.
+fn load_as(
+    dir: &Path,
+    spec: &ModelSpec,
+    device: DeviceChoice,
+    highest_layer: usize,
+    ops: Ops,
+    packing: Packing,
+) -> Result<Transformer, LoadError> {
     let n_layers = spec.n_layers();
     if highest_layer >= n_layers {
         return Err(LoadError::NoSuchLayer { asked: highest_layer, n_layers });
@@ -113,23 +132,14 @@ pub fn load(
     let checkpoint = Arc::new(Checkpoint::open(dir)?);
     let plan = Plan::new(spec, &checkpoint.header())
         .map_err(|error| LoadError::Tensors { dir: dir.to_owned(), error })?;
-    let choice = device.resolve();
-    let device = choice.open()?;
-    let packing = match choice {
-        DeviceChoice::Auto | DeviceChoice::Cpu => Packing::Unpadded { max_rows: transformer::CPU_ROWS },
-        DeviceChoice::Cuda(_) => Packing::Padded,
-    };
-    let ops = Ops::of(choice);
+    let device = device.open()?;
     let loader = Loader { checkpoint: &checkpoint, spec, device: &device, ops };
+    let projection = plan.embedding_projection.as_ref().map(|plan| loader.linear(&[plan]));
     Ok(Transformer {
         ops,
         packing,
         embedding: Embedding::new(Arc::clone(&checkpoint), spec, &plan)?,
-        embedding_projection: plan
-            .embedding_projection
-            .as_ref()
-            .map(|plan| loader.linear(&[plan]))
-            .transpose()?,
+        embedding_projection: projection.transpose()?,
         embedding_norm: plan.embedding_norm.as_ref().map(|norm| loader.norm(norm)).transpose()?,
         layers: loader.layers(&plan, highest_layer)?,
         rules: transformer::rules(spec),
@@ -140,4 +150,106 @@ pub fn load(
         n_layers,
         device,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use common::model::family::read_spec;
+
+    use super::*;
+    use crate::engine::{Engine, EngineError, Pattern, PatternSink, SinkClosed, TokenBatch};
+
+    #[derive(Default)]
+    struct Collect(BTreeMap<(usize, usize), Vec<f32>>);
+
+    impl PatternSink for Collect {
+        fn take(&mut self, pattern: Pattern) -> Result<(), SinkClosed> {
+            assert_eq!(pattern.values.len(), pattern.n_heads * pattern.n * pattern.n);
+            self.0.insert((pattern.prompt, pattern.layer), pattern.values);
+            Ok(())
+        }
+    }
+
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models").join(name)
+    }
+
+    fn open(name: &str, ops: Ops, packing: Packing) -> Transformer {
+        let dir = fixture(name);
+        let spec = read_spec(&dir.join("config.json")).expect("a fixture's configuration");
+        load_as(&dir, &spec, DeviceChoice::Cpu, spec.n_layers() - 1, ops, packing).expect("a fixture")
+    }
+
+    fn patterns(engine: &mut Transformer, batch: &TokenBatch) -> BTreeMap<(usize, usize), Vec<f32>> {
+        let mut sink = Collect::default();
+        let layers: Vec<usize> = (0..engine.n_layers).collect();
+        engine.forward(batch, &layers, &mut sink).expect("forward");
+        sink.0
+    }
+
+    /// The GPU's way (burn's operations, one padded group) and the CPU's (our kernels, no padding, several
+    /// passes) agree; the goldens of tests/parity.rs say that both are right.
+    #[test]
+    fn composed_and_padded_equals_native_and_unpadded() {
+        let batch = TokenBatch {
+            prompts: [33, 20, 7, 1].map(|n| (0..n).map(|t| (t * 37 + n) % 256).collect()).to_vec(),
+        };
+        let mut names: Vec<String> = std::fs::read_dir(fixture(""))
+            .expect("fixtures")
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
+            .collect();
+        names.sort();
+        for name in names {
+            let native = Packing::Unpadded { max_rows: 40 };
+            let ours = patterns(&mut open(&name, Ops::Native, native), &batch);
+            let burns = patterns(&mut open(&name, Ops::Composed, Packing::Padded), &batch);
+            assert_eq!(ours.keys().collect::<Vec<_>>(), burns.keys().collect::<Vec<_>>());
+            for (place, ours) in &ours {
+                let pairs = ours.iter().zip(&burns[place]);
+                let off = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(off < 3e-5, "{name} {place:?}: {off:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn input_the_model_cannot_read_is_refused_with_the_reason() {
+        let mut engine = open("gpt2-tiny", Ops::Native, Packing::Padded);
+        let mut refused = |prompts: Vec<Vec<u32>>, layers: &[usize]| {
+            let batch = TokenBatch { prompts };
+            match engine.forward(&batch, layers, &mut Collect::default()) {
+                Err(EngineError::Input(reason)) => reason,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(refused(vec![vec![]], &[0]), "a prompt without tokens has no attention pattern");
+        assert_eq!(
+            refused(vec![vec![0; 65]], &[0]),
+            "the prompt has 65 tokens, the model 64 positions; truncate it"
+        );
+        assert_eq!(
+            refused(vec![vec![1, 307]], &[0]),
+            "token id 307 is outside the model's vocabulary of 307; tokenizer and model do not belong together"
+        );
+        assert_eq!(
+            refused(vec![vec![1]], &[3]),
+            "layer 3 was asked for; of the model's 3 layers, the first 3 are loaded"
+        );
+    }
+
+    #[test]
+    fn a_closed_sink_stops_the_batch() {
+        struct Closed;
+        impl PatternSink for Closed {
+            fn take(&mut self, _: Pattern) -> Result<(), SinkClosed> {
+                Err(SinkClosed)
+            }
+        }
+        let mut engine = open("gpt2-tiny", Ops::Native, Packing::Padded);
+        let batch = TokenBatch { prompts: vec![vec![1, 2]] };
+        assert_eq!(engine.forward(&batch, &[0], &mut Closed), Err(EngineError::Stopped));
+        assert_eq!(engine.forward(&batch, &[], &mut Closed), Ok(()), "no layer, nothing to take");
+    }
 }

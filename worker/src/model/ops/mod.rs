@@ -12,7 +12,6 @@ use common::model::spec::Activation;
 
 use super::{
     batch::Group,
-    device::DeviceChoice,
     rotary::RotaryTable,
     weights::{Linear, NormWeights},
 };
@@ -59,14 +58,6 @@ pub(super) struct Attended {
 }
 
 impl Ops {
-    /// The operations for a device.
-    pub(super) fn of(device: DeviceChoice) -> Self {
-        match device {
-            DeviceChoice::Auto | DeviceChoice::Cpu => Ops::Native,
-            DeviceChoice::Cuda(_) => Ops::Composed,
-        }
-    }
-
     /// Puts a weight of shape `[d_in, d_out]` on the device as [`Self::linear`] wants it.
     pub(super) fn linear_weight(self, weight: Vec<f32>, shape: [usize; 2], device: &Device) -> Tensor<2> {
         let (weight, shape) = match self {

@@ -6,7 +6,7 @@
 use super::{
     super::{Heads, ScoreRule},
     isa::{Isa, for_each_isa},
-    kernel::{PANEL, Tile, multiply, strided_tile_rows},
+    kernel::{PANEL, RowLayout, Tile, multiply, strided_tile_rows},
     math,
     norm::sum,
 };
@@ -75,8 +75,7 @@ impl Head<'_> {
                     let tile = Tile {
                         k: width,
                         a: self.rows.as_ptr().add(first * self.total + self.query()),
-                        a_row: self.total,
-                        a_term: 1,
+                        a_layout: RowLayout::Strided(self.total),
                         b: panels.as_ptr().add(panel * width * PANEL),
                         c: pattern.as_mut_ptr().add(first * seq + panel * PANEL),
                         c_row: seq,
@@ -126,8 +125,7 @@ impl Head<'_> {
                     let tile = Tile {
                         k: visible.len(),
                         a: pattern.as_ptr().add(first * seq + visible.start),
-                        a_row: seq,
-                        a_term: 1,
+                        a_layout: RowLayout::Strided(seq),
                         b: panels.as_ptr().add((panel * seq + visible.start) * PANEL),
                         c: out.add(first * out_row + panel * PANEL),
                         c_row: out_row,

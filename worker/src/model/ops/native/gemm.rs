@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::{
     isa::{Isa, for_each_isa},
-    kernel::{PANEL, Tile, multiply, tile_rows},
+    kernel::{PANEL, RowLayout, Tile, multiply, tile_rows},
     math,
 };
 
@@ -77,8 +77,7 @@ pub(super) fn gemm(
                     let tile = Tile {
                         k: terms,
                         a: packed.as_ptr().add(start * k + depth * count),
-                        a_row: 1,
-                        a_term: count,
+                        a_layout: RowLayout::Packed,
                         b: panels.as_ptr().add((panel * k + depth) * PANEL),
                         c,
                         c_row: n,

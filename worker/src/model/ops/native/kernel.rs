@@ -12,12 +12,10 @@ pub(super) const PANEL: usize = 32;
 pub(super) struct Tile {
     /// Length of the sums.
     pub(super) k: usize,
-    /// Row `r`, term `p` of A is at `a + r * a_row + p * a_term`.
+    /// The tile's rows of A.
     pub(super) a: *const f32,
-    /// From row to row of A.
-    pub(super) a_row: usize,
-    /// From term to term of A.
-    pub(super) a_term: usize,
+    /// How they lie.
+    pub(super) a_layout: RowLayout,
     /// The panel, `[k][PANEL]`.
     pub(super) b: *const f32,
     /// Row `r`, column `j` of C is at `c + r * c_row + j`.
@@ -28,6 +26,15 @@ pub(super) struct Tile {
     pub(super) columns: usize,
     /// Whether C's old values are added.
     pub(super) add: bool,
+}
+
+/// How a tile's rows of A lie.
+#[derive(Clone, Copy)]
+pub(super) enum RowLayout {
+    /// Term by term, `[k][rows]`: one address serves all rows.
+    Packed,
+    /// Row by row, so many values apart; at most [`strided_tile_rows`] rows.
+    Strided(usize),
 }
 
 /// Rows of a tile that serve an instruction set best.
@@ -55,28 +62,36 @@ pub(super) fn strided_tile_rows(isa: Isa) -> usize {
 /// else touches that part of C meanwhile.
 pub(super) unsafe fn multiply(isa: Isa, rows: usize, tile: Tile) {
     macro_rules! dispatch {
-        ($kernel:ident: $($rows:literal)*) => {
-            match rows {
+        ($kernel:ident, packed $($packed:literal)*, strided $($strided:literal)*) => {
+            match (tile.a_layout, rows) {
                 // SAFETY: the caller's.
-                $($rows => unsafe { $kernel::<$rows>(tile) },)*
+                $((RowLayout::Packed, $packed) => unsafe { $kernel::<$packed, true>(tile, 0) },)*
+                // SAFETY: the caller's.
+                $((RowLayout::Strided(row), $strided) => unsafe { $kernel::<$strided, false>(tile, row) },)*
                 _ => unreachable!("a tile of {rows} rows"),
             }
         };
     }
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => dispatch!(avx512: 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        Isa::Avx512 => dispatch!(avx512, packed 1 2 3 4 5 6 7 8 9 10 11 12 13 14, strided 1 2 3 4 5 6 7),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => dispatch!(avx2: 1 2 3 4 5 6),
-        Isa::Portable => dispatch!(portable: 1 2 3 4),
+        Isa::Avx2 => dispatch!(avx2, packed 1 2 3 4 5 6, strided 1 2 3 4 5 6),
+        Isa::Portable => dispatch!(portable, packed 1 2 3 4, strided 1 2 3 4),
     }
+}
+
+/// Where row `r`, term `p` of A is.
+#[inline(always)]
+fn place<const ROWS: usize, const PACKED: bool>(r: usize, p: usize, a_row: usize) -> usize {
+    if PACKED { p * ROWS + r } else { r * a_row + p }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn avx512<const ROWS: usize>(tile: Tile) {
+unsafe fn avx512<const ROWS: usize, const PACKED: bool>(tile: Tile, a_row: usize) {
     use std::arch::x86_64::*;
-    let Tile { k, a, a_row, a_term, b, c, c_row, columns, add } = tile;
+    let Tile { k, a, a_layout: _, b, c, c_row, columns, add } = tile;
     // SAFETY: the caller vouches for A, B and C; the masks keep loads and stores of C within its columns.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
@@ -84,7 +99,7 @@ unsafe fn avx512<const ROWS: usize>(tile: Tile) {
             let b0 = _mm512_loadu_ps(b.add(p * PANEL));
             let b1 = _mm512_loadu_ps(b.add(p * PANEL + 16));
             for r in 0..ROWS {
-                let value = _mm512_set1_ps(*a.add(r * a_row + p * a_term));
+                let value = _mm512_set1_ps(*a.add(place::<ROWS, PACKED>(r, p, a_row)));
                 sums[r][0] = _mm512_fmadd_ps(value, b0, sums[r][0]);
                 sums[r][1] = _mm512_fmadd_ps(value, b1, sums[r][1]);
             }
@@ -103,9 +118,9 @@ unsafe fn avx512<const ROWS: usize>(tile: Tile) {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<const ROWS: usize>(tile: Tile) {
+unsafe fn avx2<const ROWS: usize, const PACKED: bool>(tile: Tile, a_row: usize) {
     use std::arch::x86_64::*;
-    let Tile { k, a, a_row, a_term, b, c, c_row, columns, add } = tile;
+    let Tile { k, a, a_layout: _, b, c, c_row, columns, add } = tile;
     // SAFETY: the caller vouches for A, B and C; a tile's edge goes through a buffer.
     unsafe {
         for half in 0..columns.div_ceil(16) {
@@ -115,7 +130,7 @@ unsafe fn avx2<const ROWS: usize>(tile: Tile) {
                 let b0 = _mm256_loadu_ps(b.add(p * PANEL));
                 let b1 = _mm256_loadu_ps(b.add(p * PANEL + 8));
                 for r in 0..ROWS {
-                    let value = _mm256_broadcast_ss(&*a.add(r * a_row + p * a_term));
+                    let value = _mm256_broadcast_ss(&*a.add(place::<ROWS, PACKED>(r, p, a_row)));
                     sums[r][0] = _mm256_fmadd_ps(value, b0, sums[r][0]);
                     sums[r][1] = _mm256_fmadd_ps(value, b1, sums[r][1]);
                 }
@@ -140,8 +155,8 @@ unsafe fn avx2<const ROWS: usize>(tile: Tile) {
     }
 }
 
-unsafe fn portable<const ROWS: usize>(tile: Tile) {
-    let Tile { k, a, a_row, a_term, b, c, c_row, columns, add } = tile;
+unsafe fn portable<const ROWS: usize, const PACKED: bool>(tile: Tile, a_row: usize) {
+    let Tile { k, a, a_layout: _, b, c, c_row, columns, add } = tile;
     // Eight columns at a time: what sixteen registers of four floats hold for four rows.
     const STEP: usize = 8;
     for start in (0..columns).step_by(STEP) {
@@ -150,7 +165,7 @@ unsafe fn portable<const ROWS: usize>(tile: Tile) {
             for (r, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: the caller vouches for A and B; `start + i` stays below PANEL.
                 unsafe {
-                    let value = *a.add(r * a_row + p * a_term);
+                    let value = *a.add(place::<ROWS, PACKED>(r, p, a_row));
                     for (i, sum) in sums.iter_mut().enumerate() {
                         let product = *b.add(p * PANEL + start + i);
                         *sum = super::math::fma::<{ cfg!(target_arch = "aarch64") }>(value, product, *sum);
