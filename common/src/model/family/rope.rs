@@ -3,7 +3,10 @@
 
 use serde_json::{Map, Value};
 
-use super::config::{FromValue, Keys, SpecError};
+use super::{
+    config::{Keys, SpecError},
+    value::FromValue,
+};
 use crate::model::spec::{Rotary, RotaryPairs};
 
 /// The rope keys of a configuration, as the family's config struct read them.

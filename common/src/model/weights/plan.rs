@@ -1,261 +1,14 @@
-//! Which tensors a checkpoint must hold, by name and shape, and which part of which one each weight is.
-//!
-//! A family states its names as a [`WeightTable`]: data, not code. [`Plan::new`] holds the table against
-//! the names and shapes found in the checkpoint's headers; a tensor that is missing, left over or of
-//! another shape is an error that names it. Nothing here reads a tensor's values.
+//! A weight table held against a checkpoint's headers: where each weight is, or what does not fit.
 
 use std::{collections::BTreeMap, fmt};
 
-use super::spec::{ModelSpec, Positions};
+use super::{
+    super::spec::{ModelSpec, Positions},
+    Affine, FusedOrder, Layout, LinearNames, Mlp, NormNames, QkNorm, QkNormSpan, Qkv, Residual,
+};
 
 /// The names and shapes in a checkpoint's headers.
 pub type Header = BTreeMap<String, Vec<usize>>;
-
-/// A family's tensor names, as templates in which `{i}` stands for the layer.
-#[derive(Clone, Debug, PartialEq)]
-pub struct WeightTable {
-    /// What a name may begin with; checkpoints of the bare base model leave it out.
-    pub prefix: &'static str,
-    /// `[d_vocab, d_embed]`.
-    pub token_embedding: &'static str,
-    /// From `d_embed` to `d_model`, where they differ.
-    pub embedding_projection: Option<LinearNames>,
-    /// `[n_ctx + offset, d_model]`.
-    pub position_embedding: Option<&'static str>,
-    /// Applied to the embeddings before the first block.
-    pub embedding_norm: Option<NormNames>,
-    /// How linear weights lie.
-    pub layout: Layout,
-    /// How the block is wired, with the names of its norms.
-    pub residual: Residual<NormNames>,
-    /// Queries, keys and values.
-    pub qkv: Qkv,
-    /// Norms on queries and keys before they are rotated.
-    pub qk_norm: Option<QkNorm<NormNames>>,
-    /// From the heads back to the residual stream.
-    pub attention_out: LinearNames,
-    /// The MLP.
-    pub mlp: Mlp<LinearNames>,
-    /// After the last block: must be there, is never loaded, since no pattern depends on it.
-    pub final_norm: Option<NormNames>,
-    /// Other names that may be there and that no pattern depends on: unembedding, mask buffers.
-    pub unused: &'static [&'static str],
-}
-
-/// How a linear layer's weight lies in the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Layout {
-    /// `[in, out]`, GPT-2's Conv1D.
-    InOut,
-    /// `[out, in]`, PyTorch's Linear.
-    OutIn,
-}
-
-/// A linear layer: `{stem}.weight` and, where it has one, `{stem}.bias`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LinearNames {
-    /// The name without `.weight`.
-    pub stem: &'static str,
-    /// Whether there is a `.bias`.
-    pub bias: bool,
-}
-
-/// A linear layer's names.
-pub const fn linear(stem: &'static str, bias: bool) -> LinearNames {
-    LinearNames { stem, bias }
-}
-
-/// A norm: `{stem}.weight` and `{stem}.bias`, as far as it has them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NormNames {
-    /// The name without `.weight`.
-    pub stem: &'static str,
-    /// Which of the two there are.
-    pub affine: Affine,
-}
-
-/// A norm's names.
-pub const fn norm(stem: &'static str, affine: Affine) -> NormNames {
-    NormNames { stem, affine }
-}
-
-/// What a norm does after normalizing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Affine {
-    /// Nothing.
-    None,
-    /// Multiplies with its weight.
-    Weight,
-    /// Multiplies with its weight and adds its bias.
-    WeightAndBias,
-}
-
-/// How attention, MLP and norms are wired around the residual stream `x`.
-/// `N` is what is known of each norm: its names, its place in the file, its weights.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Residual<N> {
-    /// `x += attn(attention(x)); x += mlp(mlp(x))`.
-    PreNorm {
-        /// Before attention.
-        attention: N,
-        /// Before the MLP.
-        mlp: N,
-    },
-    /// `x += attn(norm(x)) + mlp(norm(x))`.
-    ParallelOneNorm {
-        /// Before both.
-        norm: N,
-    },
-    /// `x += attn(attention(x)) + mlp(mlp(x))`.
-    ParallelTwoNorms {
-        /// Before attention.
-        attention: N,
-        /// Before the MLP.
-        mlp: N,
-    },
-    /// `x = attention(x); x += attn(x); x = mlp(x); x += mlp(x)`: the stream goes on from the norms.
-    StreamNorm {
-        /// Before attention.
-        attention: N,
-        /// Before the MLP.
-        mlp: N,
-    },
-    /// `x = attention(x + attn(x)); x = mlp(x + mlp(x))`, the first transformers' way.
-    PostNorm {
-        /// After attention is added.
-        attention: N,
-        /// After the MLP is added.
-        mlp: N,
-    },
-    /// `x += attention(attn(x)); x += mlp(mlp(x))`.
-    OutputNorm {
-        /// On attention's output.
-        attention: N,
-        /// On the MLP's output.
-        mlp: N,
-    },
-    /// `x += post_attention(attn(pre_attention(x))); x += post_mlp(mlp(pre_mlp(x)))`.
-    Sandwich {
-        /// Before attention.
-        pre_attention: N,
-        /// On attention's output.
-        post_attention: N,
-        /// Before the MLP.
-        pre_mlp: N,
-        /// On the MLP's output.
-        post_mlp: N,
-    },
-}
-
-impl<N> Residual<N> {
-    /// The same wiring with every norm replaced by what `f` makes of it.
-    pub fn try_map<M, E>(&self, mut f: impl FnMut(&N) -> Result<M, E>) -> Result<Residual<M>, E> {
-        Ok(match self {
-            Residual::PreNorm { attention, mlp } => {
-                Residual::PreNorm { attention: f(attention)?, mlp: f(mlp)? }
-            }
-            Residual::ParallelOneNorm { norm } => Residual::ParallelOneNorm { norm: f(norm)? },
-            Residual::ParallelTwoNorms { attention, mlp } => {
-                Residual::ParallelTwoNorms { attention: f(attention)?, mlp: f(mlp)? }
-            }
-            Residual::StreamNorm { attention, mlp } => {
-                Residual::StreamNorm { attention: f(attention)?, mlp: f(mlp)? }
-            }
-            Residual::PostNorm { attention, mlp } => {
-                Residual::PostNorm { attention: f(attention)?, mlp: f(mlp)? }
-            }
-            Residual::OutputNorm { attention, mlp } => {
-                Residual::OutputNorm { attention: f(attention)?, mlp: f(mlp)? }
-            }
-            Residual::Sandwich { pre_attention, post_attention, pre_mlp, post_mlp } => Residual::Sandwich {
-                pre_attention: f(pre_attention)?,
-                post_attention: f(post_attention)?,
-                pre_mlp: f(pre_mlp)?,
-                post_mlp: f(post_mlp)?,
-            },
-        })
-    }
-}
-
-/// How queries, keys and values are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Qkv {
-    /// Three linear layers.
-    Separate {
-        /// Queries.
-        q: LinearNames,
-        /// Keys.
-        k: LinearNames,
-        /// Values.
-        v: LinearNames,
-    },
-    /// One linear layer.
-    Fused {
-        /// Its names.
-        names: LinearNames,
-        /// How its output features are ordered.
-        order: FusedOrder,
-    },
-}
-
-/// The order of a fused QKV projection's output features.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FusedOrder {
-    /// All queries, then all keys, then all values.
-    Contiguous,
-    /// Head by head: its query, its key, its value.
-    PerHead,
-}
-
-/// A norm on queries and one on keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct QkNorm<N> {
-    /// What is normalized as one, and with which weight.
-    pub span: QkNormSpan,
-    /// On queries.
-    pub q: N,
-    /// On keys.
-    pub k: N,
-}
-
-/// What a query or key norm normalizes as one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QkNormSpan {
-    /// Each head, with one weight of `d_head` for all of them.
-    Head,
-    /// Each head, with a weight of its own: `{h}` in its name stands for the head.
-    OwnHead,
-    /// All heads together, with a weight as wide.
-    Whole,
-}
-
-/// The MLP's layers; `L` is what is known of each: its names, its place in the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mlp<L> {
-    /// `down(act(up(x)))`.
-    Plain {
-        /// To the hidden layer.
-        up: L,
-        /// Back.
-        down: L,
-    },
-    /// `down(act(gate(x)) * up(x))`.
-    Gated {
-        /// Through the nonlinearity.
-        gate: L,
-        /// Multiplied with it.
-        up: L,
-        /// Back.
-        down: L,
-    },
-    /// As `Gated`, with gate and up in one layer, gate first.
-    GatedFused {
-        /// Gate, then up.
-        gate_up: L,
-        /// Back.
-        down: L,
-    },
-}
 
 /// Where in a checkpoint each weight is. Made by [`Plan::new`], so every name exists with the right shape.
 #[derive(Clone, Debug, PartialEq)]
@@ -564,5 +317,91 @@ impl Features {
     /// `len` features side by side.
     fn from(start: usize, len: usize) -> Self {
         Features { start, run: len, stride: len }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{super::linear, *};
+    use crate::model::family::of_config;
+
+    /// A GPT-2 of one layer and width 4, and the tensors it calls for.
+    fn tiny() -> (ModelSpec, Header) {
+        let config = serde_json::json!({
+            "model_type": "gpt2", "n_embd": 4, "n_head": 2, "n_layer": 1, "n_positions": 8, "vocab_size": 10,
+        });
+        let config = config.as_object().expect("an object").clone();
+        let spec = of_config(Path::new("config.json"), config).expect("a spec");
+        let shapes: [(&str, &[usize]); 16] = [
+            ("wte.weight", &[10, 4]),
+            ("wpe.weight", &[8, 4]),
+            ("h.0.ln_1.weight", &[4]),
+            ("h.0.ln_1.bias", &[4]),
+            ("h.0.ln_2.weight", &[4]),
+            ("h.0.ln_2.bias", &[4]),
+            ("h.0.attn.c_attn.weight", &[4, 12]),
+            ("h.0.attn.c_attn.bias", &[12]),
+            ("h.0.attn.c_proj.weight", &[4, 4]),
+            ("h.0.attn.c_proj.bias", &[4]),
+            ("h.0.mlp.c_fc.weight", &[4, 16]),
+            ("h.0.mlp.c_fc.bias", &[16]),
+            ("h.0.mlp.c_proj.weight", &[16, 4]),
+            ("h.0.mlp.c_proj.bias", &[4]),
+            ("ln_f.weight", &[4]),
+            ("ln_f.bias", &[4]),
+        ];
+        let header = shapes.map(|(name, shape)| (format!("transformer.{name}"), shape.to_vec()));
+        (spec, header.into())
+    }
+
+    fn refused(edit: impl FnOnce(&mut Header)) -> String {
+        let (spec, mut header) = tiny();
+        edit(&mut header);
+        Plan::new(&spec, &header).expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn a_whole_checkpoint_has_a_plan_with_and_without_prefix_and_unused_tensors() {
+        let (spec, mut header) = tiny();
+        let plan = Plan::new(&spec, &header).expect("whole");
+        assert_eq!(plan.layers[0].k.weight, "transformer.h.0.attn.c_attn.weight");
+        assert_eq!(plan.layers[0].k.features, Features { start: 4, run: 4, stride: 4 });
+        header.insert("lm_head.weight".to_owned(), vec![10, 4]);
+        header.insert("transformer.h.0.attn.bias".to_owned(), vec![1, 1, 8, 8]);
+        assert_eq!(Plan::new(&spec, &header), Ok(plan));
+        let bare =
+            header.into_iter().map(|(name, shape)| (name.replace("transformer.", ""), shape)).collect();
+        assert_eq!(Plan::new(&spec, &bare).expect("whole").token_embedding, "wte.weight");
+    }
+
+    #[test]
+    fn a_tensor_that_is_missing_left_over_or_misshapen_is_named() {
+        let opening = "the tensors are not those config.json calls for; ";
+        let missing = refused(|header| drop(header.remove("transformer.h.0.mlp.c_proj.bias")));
+        assert_eq!(missing, format!("{opening}missing: transformer.h.0.mlp.c_proj.bias"));
+        let leftover = refused(|header| drop(header.insert("transformer.h.1.ln_1.weight".into(), vec![4])));
+        assert_eq!(leftover, format!("{opening}left over (nothing reads them): transformer.h.1.ln_1.weight"));
+        let shape = refused(|header| drop(header.insert("transformer.wpe.weight".into(), vec![9, 4])));
+        assert_eq!(shape, format!("{opening}wrong shape: transformer.wpe.weight is [9, 4], expected [8, 4]"));
+    }
+
+    #[test]
+    fn many_names_are_counted() {
+        let error = refused(|header| header.clear());
+        assert!(
+            error.ends_with("transformer.h.0.ln_2.weight, transformer.h.0.ln_2.bias and 10 more"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_fused_projection_by_head_is_cut_into_runs() {
+        let (mut spec, header) = tiny();
+        spec.weights.qkv =
+            Qkv::Fused { names: linear("h.{i}.attn.c_attn", true), order: FusedOrder::PerHead };
+        let plan = Plan::new(&spec, &header).expect("whole");
+        assert_eq!(plan.layers[0].v.features, Features { start: 4, run: 2, stride: 6 });
     }
 }
