@@ -101,6 +101,13 @@ impl Store {
         dir.join(self.inner.writer.temp_name(self.inner.serial.fetch_add(1, Ordering::Relaxed)))
     }
 
+    /// A name under which a finished successor of `target` waits.
+    pub(crate) fn ready_path(&self, target: &Path) -> PathBuf {
+        let serial = self.inner.serial.fetch_add(1, Ordering::Relaxed);
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        target.with_file_name(self.inner.writer.ready_name(&name, serial))
+    }
+
     /// Replaces `target` by `contents`, whole or not at all, making its directory where it is missing.
     pub fn replace(&self, target: &Path, contents: &[u8]) -> Result<(), StoreError> {
         let dir = durable::parent(target).unwrap_or(Path::new("."));

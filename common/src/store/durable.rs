@@ -11,7 +11,10 @@ use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
 };
 
-use rustix::io::Errno;
+use rustix::{
+    fs::{Timespec, Timestamps, futimens},
+    io::Errno,
+};
 
 use super::error::{Context, Op, StoreError};
 
@@ -75,6 +78,24 @@ impl TempFile {
         let value = write(&mut self.file).on(Op::Write, &self.path)?;
         self.file.sync_all().on(Op::Sync, &self.path)?;
         Ok(value)
+    }
+
+    /// When the file was last written, by the clock of the machine that keeps it.
+    pub(crate) fn modified(&self) -> Result<(i64, i64), StoreError> {
+        self.file.metadata().map(|meta| (meta.mtime(), meta.mtime_nsec())).on(Op::Stat, &self.path)
+    }
+
+    /// Sets that time. Best effort: a file system that refuses costs its readers some needless reading.
+    pub(crate) fn set_modified(&self, (tv_sec, tv_nsec): (i64, i64)) {
+        let now = Timespec { tv_sec, tv_nsec: tv_nsec as _ };
+        let _ = futimens(&self.file, &Timestamps { last_access: now, last_modification: now });
+    }
+
+    /// Gives the file another temporary name in the same directory.
+    pub(crate) fn move_to(&mut self, path: PathBuf) -> Result<(), StoreError> {
+        self.rename_to(&path)?;
+        self.path = path;
+        Ok(())
     }
 
     /// Gives the file its final name in the same directory, replacing what is there.

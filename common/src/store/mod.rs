@@ -8,6 +8,8 @@
 //! | [`commit`] | one prompt's files, whole or not at all: temporary name, fsync, rename, fsync |
 //! | [`cached`] | which prompts are committed already |
 //! | [`held`] | what one activations.npz holds, and its entries to keep when it is rewritten |
+//! | [`index`] | models.jsonl, prompts.jsonl, figures.jsonl |
+//! | `shared` | replacing a file that many replace, losing no one's lines |
 //! | [`error`] | what failed, where, and whether another try can help |
 //!
 //! It deliberately knows nothing of models, tokens or patterns: bytes come in, files come out. There
@@ -18,15 +20,17 @@ pub mod commit;
 mod durable;
 pub mod error;
 pub mod held;
-mod index;
+pub mod index;
 mod intents;
 pub mod layout;
+mod shared;
 pub mod writer;
 
 pub use cached::CacheCheck;
 pub use commit::{Committed, ModelStore, Store};
 pub use error::{Op, StoreError};
 pub use held::entries_to_keep;
+pub use index::{IndexReport, Unlisted};
 pub use intents::Announcement;
 pub use layout::{ModelLayout, ModelName, SaveLayout};
 pub use writer::WriterId;

@@ -1,11 +1,18 @@
 //! Who writes: an identity that goes into the name of every temporary file, and tells later runs
 //! whether the process it belongs to still lives.
 //!
+//! A run may open the store more than once in a process, so each opening has a number of its own.
 //! A process is named by host, *place* (one boot of one kernel and one process id namespace), process
 //! id and start time. Only a process of one's own place can be looked up: two containers may share a
 //! host name and not see each other's processes. All others are judged by age, see [`super::sweep`].
 
-use std::{fmt, fs, sync::OnceLock};
+use std::{
+    fmt, fs,
+    sync::{
+        OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use sha2::{Digest, Sha256};
 
@@ -13,10 +20,12 @@ use crate::job::RunId;
 
 /// What every temporary name begins with. The dot hides it; readers look for final names only.
 pub const TEMP_PREFIX: &str = ".lenspool-tmp.";
+/// What the name of a finished file begins with that is about to replace one many write, see [`super::shared`].
+pub const READY_PREFIX: &str = ".lenspool-ready.";
 /// What every temporary name ends with, so that no `*.npz` or `*.json` pattern finds one.
 pub const TEMP_SUFFIX: &str = ".tmp";
 
-/// One process that writes on behalf of one run.
+/// One opening of the store by one process on behalf of one run.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WriterId {
     run: String,
@@ -24,6 +33,7 @@ pub struct WriterId {
     place: String,
     pid: u32,
     start: u64,
+    instance: u64,
 }
 
 /// What is known of a writer's process.
@@ -38,8 +48,9 @@ pub enum Liveness {
 }
 
 impl WriterId {
-    /// This process, writing on behalf of `run`.
+    /// This process, writing on behalf of `run`. No two calls give the same identity.
     pub fn this_process(run: &RunId) -> Self {
+        static INSTANCES: AtomicU64 = AtomicU64::new(0);
         let pid = std::process::id();
         WriterId {
             run: component(&run.0),
@@ -47,6 +58,7 @@ impl WriterId {
             place: place().to_owned(),
             pid,
             start: start_time(pid).unwrap_or(0),
+            instance: INSTANCES.fetch_add(1, Ordering::Relaxed),
         }
     }
 
@@ -80,6 +92,7 @@ impl WriterId {
             place: next()?.to_owned(),
             pid: next()?.parse().ok()?,
             start: next()?.parse().ok()?,
+            instance: next()?.parse().ok()?,
         };
         parts.next().is_none().then_some(id)
     }
@@ -89,9 +102,24 @@ impl WriterId {
         format!("{TEMP_PREFIX}{self}.{serial}{TEMP_SUFFIX}")
     }
 
+    /// The name under which this writer's file number `serial` waits to replace `target`.
+    pub fn ready_name(&self, target: &str, serial: u64) -> String {
+        format!("{READY_PREFIX}{target}.{self}.{serial}{TEMP_SUFFIX}")
+    }
+
     /// The writer a temporary file belongs to, or none where `name` is not one of ours.
     pub fn of_temp_name(name: &str) -> Option<Self> {
-        let (id, serial) = name.strip_prefix(TEMP_PREFIX)?.strip_suffix(TEMP_SUFFIX)?.rsplit_once('.')?;
+        let name = name.strip_suffix(TEMP_SUFFIX)?;
+        let (id, serial) = match (name.strip_prefix(TEMP_PREFIX), name.strip_prefix(READY_PREFIX)) {
+            (Some(rest), _) => rest.rsplit_once('.')?,
+            (None, Some(rest)) => {
+                let (rest, serial) = rest.rsplit_once('.')?;
+                // The target's own name, which may hold dots, and the six parts of an identity.
+                let dots: Vec<usize> = rest.rmatch_indices('.').map(|(at, _)| at).take(6).collect();
+                (rest.get(dots.get(5)? + 1..)?, serial)
+            }
+            (None, None) => return None,
+        };
         serial.parse::<u64>().ok()?;
         WriterId::parse(id)
     }
@@ -127,7 +155,7 @@ impl WriterId {
 
 impl fmt::Display for WriterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}.{}.{}.{}", self.run, self.host, self.place, self.pid, self.start)
+        write!(f, "{}.{}.{}.{}.{}.{}", self.run, self.host, self.place, self.pid, self.start, self.instance)
     }
 }
 
@@ -212,6 +240,8 @@ mod tests {
             let temp = writer.temp_name(17);
             assert!(!temp.contains('/') && temp.len() < 255, "{temp}");
             assert_eq!(WriterId::of_temp_name(&temp).as_ref(), Some(&writer), "{temp}");
+            let ready = writer.ready_name("prompts.jsonl", 3);
+            assert_eq!(WriterId::of_temp_name(&ready).as_ref(), Some(&writer), "{ready}");
             assert!(writer.works_for(&run(name)));
             assert!(!writer.works_for(&run("another")));
         }
@@ -224,7 +254,7 @@ mod tests {
             "activations.npz",
             ".lenspool-tmp.tmp",
             ".lenspool-tmp.a.b.tmp",
-            ".lenspool-tmp.a.b.c.d.e.f.tmp",
+            ".lenspool-tmp.a.b.c.d.e.f.g.tmp",
         ] {
             assert_eq!(WriterId::of_temp_name(name), None, "{name}");
         }
@@ -234,6 +264,7 @@ mod tests {
     fn this_process_lives_and_its_successor_in_the_same_process_id_does_not_pass_for_it() {
         let me = WriterId::this_process(&run("r"));
         assert_eq!(me.liveness(), Liveness::Alive);
+        assert_ne!(me, WriterId::this_process(&run("r")), "two openings share no names");
         let earlier = WriterId { start: me.start + 1, ..me.clone() };
         assert_eq!(earlier.liveness(), Liveness::Dead);
         let elsewhere = WriterId { host: "elsewhere".to_owned(), ..me.clone() };
