@@ -158,23 +158,25 @@ fn apply(
     map: &Config,
     class: Class,
 ) -> tokenizers::Result<SpecialTokens> {
-    let special = special_tokens(config, map, class);
-    // First those that are listed, by id; then special ones that no list has.
-    for token in config.added_tokens_decoder.values() {
-        let is_special = token.special || special.values().any(|known| known.content == token.content);
-        tokenizer.add_tokens([token.token(is_special)])?;
-    }
+    let special = special_tokens(tokenizer, config, map, class);
+    // First those that are listed, by id; then special ones that no list has. In one call, because each
+    // builds the search for all of them anew, and Gemma 3 lists six thousand.
+    let is_special = |content: &str| special.values().any(|token| token.content == content);
+    let listed = config.added_tokens_decoder.values();
+    let mut added: Vec<AddedToken> =
+        listed.map(|token| token.token(token.special || is_special(&token.content))).collect();
     for token in special.values() {
-        let known = tokenizer.get_added_vocabulary().get_vocab().contains_key(&token.content);
+        let known = tokenizer.get_added_vocabulary().get_vocab().contains_key(&token.content)
+            || added.iter().any(|listed| listed.content == token.content);
         if !known {
-            tokenizer.add_tokens([token.token(true)])?;
+            added.push(token.token(true));
         }
     }
-    if let (Some(wanted), Some(PreTokenizerWrapper::ByteLevel(byte_level))) =
-        (config.add_prefix_space, tokenizer.get_pre_tokenizer())
-        && byte_level.add_prefix_space != wanted
+    tokenizer.add_tokens(added)?;
+    if let Some(PreTokenizerWrapper::ByteLevel(byte_level)) = tokenizer.get_pre_tokenizer()
+        && class.sets_prefix_space()
     {
-        let changed = byte_level.add_prefix_space(wanted);
+        let changed = byte_level.add_prefix_space(config.add_prefix_space.unwrap_or(false));
         tokenizer.with_pre_tokenizer(Some(changed));
     }
     let content = |key: &str| special.get(key).map(|token| token.content.clone());
@@ -182,20 +184,28 @@ fn apply(
     Ok(SpecialTokens { bos: content("bos_token"), eos: content("eos_token"), adds_bos })
 }
 
-/// The special tokens by name: tokenizer_config.json has the word, then special_tokens_map.json, then the class.
-fn special_tokens(config: &Config, map: &Config, class: Class) -> BTreeMap<&'static str, AddedTokenConfig> {
-    let default =
-        |key| class.defaults().iter().find(|(name, _)| *name == key).map(|(_, content)| plain(content));
+/// The special tokens by name. special_tokens_map.json has the word over tokenizer_config.json, unless
+/// that is of the newer kind that lists its added tokens. What neither names, the class does, as long as
+/// the vocabulary has it.
+fn special_tokens(
+    tokenizer: &Tokenizer,
+    config: &Config,
+    map: &Config,
+    class: Class,
+) -> BTreeMap<&'static str, AddedTokenConfig> {
+    let no_map = Config::default();
+    let map = if config.added_tokens_decoder.is_empty() { map } else { &no_map };
     let named = |source: &Config, key| source.rest.get(key).and_then(special_token);
+    let default = |key| {
+        let (_, content) = class.defaults().iter().find(|(name, _)| *name == key)?;
+        // A null says that there is none, whatever the class would have.
+        let denied = config.rest.contains_key(key);
+        (!denied && tokenizer.token_to_id(content).is_some()).then(|| plain(content))
+    };
     SPECIAL_KEYS
         .into_iter()
         .filter_map(|key| {
-            let token = named(config, key).or_else(|| named(map, key)).or_else(|| {
-                // A null says that there is none, whatever the class would have.
-                let denied = config.rest.contains_key(key);
-                if denied { None } else { default(key) }
-            })?;
-            Some((key, token))
+            Some((key, named(map, key).or_else(|| named(config, key)).or_else(|| default(key))?))
         })
         .collect()
 }
@@ -277,6 +287,12 @@ impl Class {
             ],
             Class::Other => &[],
         }
+    }
+
+    /// These classes put in front of a text a space, or none, as tokenizer_config.json says and whatever
+    /// tokenizer.json does.
+    fn sets_prefix_space(self) -> bool {
+        matches!(self, Class::Gpt2 | Class::GptNeoX | Class::CodeGen | Class::Qwen2)
     }
 
     /// TransformerLens loads every tokenizer with `add_bos_token=True`; these classes obey.

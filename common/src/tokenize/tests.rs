@@ -208,21 +208,35 @@ fn a_class_names_what_the_files_leave_out() {
         (json!({}), Some(json!({"model_type": "gpt_neox"})), END),
         (json!({"tokenizer_class": "Qwen2Tokenizer"}), None, END),
         (json!({"tokenizer_class": "GPT2Tokenizer", "bos_token": null, "eos_token": "It"}), None, "It"),
-        (json!({"tokenizer_class": "BloomTokenizer"}), None, "<s>"),
+        // Not in this vocabulary, so nobody's.
+        (json!({"tokenizer_class": "BloomTokenizer"}), None, END),
         (json!({"tokenizer_class": "PreTrainedTokenizerFast"}), Some(json!({"model_type": "bloom"})), END),
     ] {
         let files = Files { model, ..Files::unnamed(config) };
         assert_eq!(files.never().bos().token, token, "{} {:?}", files.config, files.model);
     }
+    let files = Files { config: json!({"tokenizer_class": "BloomTokenizer"}), ..Files::of("bloom-tiny") };
+    assert_eq!(files.never().bos().token, "<s>");
 }
 
 #[test]
-fn the_special_tokens_map_speaks_where_the_configuration_does_not() {
+fn the_special_tokens_map_speaks_unless_the_configuration_lists_its_tokens() {
     let map = Some(json!({"bos_token": {"content": "It", "special": true}, "eos_token": "was"}));
-    let files = Files { map: map.clone(), ..Files::unnamed(json!({})) };
-    assert_eq!(files.never().bos().token, "It");
-    let files = Files { map, ..Files::unnamed(json!({"bos_token": END})) };
-    assert_eq!(files.never().bos().token, END);
+    for (config, token, strings) in [
+        (json!({}), "It", &["It", "Ġ", "was"][..]),
+        (json!({"bos_token": END}), "It", &["It", "Ġ", "was"]),
+        (json!({"bos_token": null}), "It", &["It", "Ġ", "was"]),
+        (
+            json!({"bos_token": END, "added_tokens_decoder": {"0": {"content": END, "special": true}}}),
+            END,
+            &["It", "Ġwas"],
+        ),
+    ] {
+        let files = Files { map: map.clone(), ..Files::unnamed(config) };
+        let tokenizer = files.never();
+        assert_eq!(tokenizer.bos().token, token, "{}", files.config);
+        assert_eq!(tokenizer.tokens("It was").unwrap().strings, strings, "{}", files.config);
+    }
 }
 
 #[test]
@@ -260,10 +274,19 @@ fn added_tokens_of_the_configuration_are_added() {
 }
 
 #[test]
-fn a_prefix_space_in_the_configuration_counts() {
-    let mut files = Files::of("gpt2-tiny");
-    files.config["add_prefix_space"] = json!(true);
-    assert_eq!(files.never().tokens("was").unwrap().strings, ["Ġwas"]);
+fn a_class_settles_the_prefix_space() {
+    let strings = |class: &str, file: bool, config: Option<bool>| {
+        let mut files = Files::unnamed(json!({"tokenizer_class": class, "add_prefix_space": config}));
+        files.tokenizer["pre_tokenizer"]["add_prefix_space"] = json!(file);
+        files.never().tokens("was").unwrap().strings.concat()
+    };
+    for class in ["GPT2Tokenizer", "GPTNeoXTokenizerFast", "CodeGenTokenizer", "Qwen2Tokenizer"] {
+        assert_eq!(strings(class, false, Some(true)), "Ġwas", "{class}");
+        assert_eq!(strings(class, true, Some(false)), "was", "{class}");
+        assert_eq!(strings(class, true, None), "was", "{class}");
+    }
+    assert_eq!(strings("PreTrainedTokenizerFast", true, None), "Ġwas");
+    assert_eq!(strings("PreTrainedTokenizerFast", false, Some(true)), "was");
 }
 
 #[test]
