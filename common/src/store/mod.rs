@@ -10,6 +10,8 @@
 //! | [`held`] | what one activations.npz holds, and its entries to keep when it is rewritten |
 //! | [`index`] | models.jsonl, prompts.jsonl, figures.jsonl |
 //! | `shared` | replacing a file that many replace, losing no one's lines |
+//! | `intents` | where a writer may leave temporary files, said beforehand |
+//! | [`sweep`] | removing what dead runs left behind |
 //! | [`error`] | what failed, where, and whether another try can help |
 //!
 //! It deliberately knows nothing of models, tokens or patterns: bytes come in, files come out. There
@@ -24,6 +26,7 @@ pub mod index;
 mod intents;
 pub mod layout;
 mod shared;
+pub mod sweep;
 pub mod writer;
 
 pub use cached::CacheCheck;
@@ -33,4 +36,5 @@ pub use held::entries_to_keep;
 pub use index::{IndexReport, Unlisted};
 pub use intents::Announcement;
 pub use layout::{ModelLayout, ModelName, SaveLayout};
+pub use sweep::Swept;
 pub use writer::WriterId;

@@ -73,6 +73,7 @@ impl Store {
 
     /// Makes a model's place in the data directory: its model_cfg.json, its line in models.jsonl,
     /// figures.jsonl, and the viewer page where `index_html` says so. What is right already stays.
+    /// What dead runs left behind is swept.
     pub fn begin_model(
         &self,
         model: &ModelLayout,
@@ -80,6 +81,9 @@ impl Store {
         index_html: bool,
     ) -> Result<(), StoreError> {
         durable::ensure_dir(&model.prompts())?;
+        for failure in self.sweep().failures {
+            tracing::warn!("what a dead run left behind stays for now: {failure}");
+        }
         let text = serde_json::to_vec_pretty(card).expect("a map of plain values");
         let path = model.model_cfg();
         if fs::read(&path).ok().as_deref() != Some(&text) {
