@@ -10,6 +10,7 @@
 //! | [`held`] | what one activations.npz holds, and its entries to keep when it is rewritten |
 //! | [`index`] | models.jsonl, prompts.jsonl, figures.jsonl |
 //! | `shared` | replacing a file that many replace, losing no one's lines |
+//! | [`journal`] | what each writer did, an event a line; a run's progress |
 //! | `intents` | where a writer may leave temporary files, said beforehand |
 //! | [`sweep`] | removing what dead runs left behind |
 //! | [`error`] | what failed, where, and whether another try can help |
@@ -24,6 +25,7 @@ pub mod error;
 pub mod held;
 pub mod index;
 mod intents;
+pub mod journal;
 pub mod layout;
 mod shared;
 pub mod sweep;
@@ -35,6 +37,7 @@ pub use error::{Op, StoreError};
 pub use held::entries_to_keep;
 pub use index::{IndexReport, Unlisted};
 pub use intents::Announcement;
+pub use journal::{Event, Journal, JournalReader, Progress};
 pub use layout::{ModelLayout, ModelName, SaveLayout};
 pub use sweep::Swept;
 pub use writer::WriterId;
