@@ -1,10 +1,12 @@
-//! The files that say what a data directory holds: models.jsonl, prompts.jsonl, figures.jsonl.
+//! The files that say what a data directory holds: models.jsonl, prompts.jsonl, figures.jsonl;
+//! and the page that shows it.
 //!
 //! Each is built from what is committed, so a killed run's index is mended by the next one, and each is
 //! replaced whole by rename, so that a reader never finds a torn line and no writer loses another's.
 
 mod lines;
 mod models;
+mod page;
 mod prompts;
 
 use std::{
@@ -91,7 +93,7 @@ impl Store {
         }
         self.ensure_figures()?;
         if index_html {
-            self.ensure_page()?;
+            page::ensure(self)?;
         }
         self.update_models().map(|_| ())
     }
@@ -139,12 +141,6 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             Err(error) => Err(error).on(Op::Create, path),
         }
-    }
-
-    /// The viewer page; an older one of ours is replaced, anybody else's stays.
-    fn ensure_page(&self) -> Result<(), StoreError> {
-        // Filled in with the page itself.
-        Ok(())
     }
 }
 

@@ -173,7 +173,7 @@ fn write(
 ) -> Result<(), StoreError> {
     let path = model.prompts_jsonl();
     for part in items.chunks(READ_AT_ONCE) {
-        let new: Vec<Option<io::Result<Result<Vec<u8>, String>>>> = part
+        let new: Vec<Option<io::Result<Made>>> = part
             .par_iter()
             .map(|item| (item.source == Source::Prompt).then(|| read_prompt(model, &item.hash)))
             .collect();
@@ -187,8 +187,8 @@ fn write(
                 (Source::Prompt, new) => {
                     copy(base, std::mem::replace(&mut run, 0..0), out).on(Op::Write, &path)?;
                     match new.expect("read above").on(Op::Read, model.prompt_json(&item.hash))? {
-                        Ok(line) => out.write_all(&line).on(Op::Write, &path)?,
-                        Err(reason) => {
+                        Made::Line(line) => out.write_all(&line).on(Op::Write, &path)?,
+                        Made::Nothing(reason) => {
                             report.lines -= 1;
                             report.read -= 1;
                             report.leave_out(model.prompt_json(&item.hash), reason);
@@ -214,11 +214,21 @@ fn copy(base: &Base, range: std::ops::Range<u64>, out: &mut impl Write) -> io::R
     }
 }
 
-/// A prompt's line, newline included, or why it cannot have one. A file that has gone is a reason, not an error.
-fn read_prompt(model: &ModelLayout, hash: &PromptHash) -> io::Result<Result<Vec<u8>, String>> {
+/// What a prompt.json came to.
+enum Made {
+    /// Its line, newline included.
+    Line(Vec<u8>),
+    /// No line, and why.
+    Nothing(String),
+}
+
+/// A prompt's line, or why it cannot have one. A file that has gone is a reason, not an error.
+fn read_prompt(model: &ModelLayout, hash: &PromptHash) -> io::Result<Made> {
     let mut text = match fs::read(model.prompt_json(hash)) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Err("it was removed".to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Made::Nothing("it was removed".to_owned()));
+        }
         Err(error) => return Err(error),
     };
     while text.last().is_some_and(u8::is_ascii_whitespace) {
@@ -233,10 +243,10 @@ fn read_prompt(model: &ModelLayout, hash: &PromptHash) -> io::Result<Result<Vec<
     Ok(match lines::hash_of(&text) {
         Ok(found) if found == *hash => {
             text.push(b'\n');
-            Ok(text)
+            Made::Line(text)
         }
-        Ok(found) => Err(format!("its \"hash\" is {found}, not its directory's name")),
-        Err(reason) => Err(reason),
+        Ok(found) => Made::Nothing(format!("its \"hash\" is {found}, not its directory's name")),
+        Err(reason) => Made::Nothing(reason),
     })
 }
 
