@@ -36,6 +36,12 @@ impl BitWriter {
         self.put(0, (8 - self.held) % 8);
     }
 
+    /// Appends whole bytes; only between bytes (after [`BitWriter::align`]).
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
+        assert_eq!(self.held, 0, "whole bytes follow whole bytes");
+        self.out.extend_from_slice(bytes);
+    }
+
     /// Makes room for `bytes` more bytes, and eight for the last unaligned word.
     pub(crate) fn reserve(&mut self, bytes: usize) {
         self.out.reserve(bytes + 8);
@@ -50,13 +56,14 @@ impl BitWriter {
     /// Writes through `body` without bounds checks.
     ///
     /// # Safety
-    /// `body` must not write more bits in all than the bytes reserved since the last write hold.
+    /// `body` must not write more bits in all than the bytes reserved since the last write hold, and must
+    /// give back the cursor it was given.
     #[inline(always)]
-    pub(crate) unsafe fn unchecked(&mut self, body: impl FnOnce(&mut Cursor)) {
+    pub(crate) unsafe fn unchecked(&mut self, body: impl FnOnce(Cursor) -> Cursor) {
         let start = self.out.as_mut_ptr();
         // SAFETY: `len` is within the vector's allocation.
-        let mut cursor = Cursor { at: unsafe { start.add(self.out.len()) }, acc: self.acc, held: self.held };
-        body(&mut cursor);
+        let cursor = Cursor { at: unsafe { start.add(self.out.len()) }, acc: self.acc, held: self.held };
+        let cursor = body(cursor);
         (self.acc, self.held) = (cursor.acc, cursor.held);
         // SAFETY: the cursor only moves forward, from within the allocation, over bytes it has written,
         // and by the caller's promise stays inside the reserved room.
@@ -68,7 +75,8 @@ impl BitWriter {
     }
 }
 
-/// The unchecked end of a [`BitWriter`], kept in registers while a block is written.
+/// The unchecked end of a [`BitWriter`], passed by value so that it stays in registers while a block is
+/// written.
 #[derive(Debug)]
 pub(crate) struct Cursor {
     at: *mut u8,
@@ -77,13 +85,13 @@ pub(crate) struct Cursor {
 }
 
 impl Cursor {
-    /// Appends `len` bits, at most 57; the bits above `len` must be zero.
+    /// Appends `len` bits, at most 56; the bits above `len` must be zero.
     ///
     /// # Safety
     /// Eight bytes from the current position on must be inside the reserved room.
     #[inline(always)]
     pub(crate) unsafe fn put(&mut self, bits: u64, len: u32) {
-        debug_assert!(len <= 57 && bits >> len == 0);
+        debug_assert!(len <= 56 && bits >> len == 0);
         self.acc |= bits << self.held;
         let held = self.held + len;
         // SAFETY: the caller's promise. A word is written, `held / 8` of its bytes are kept.
@@ -91,9 +99,49 @@ impl Cursor {
             self.at.cast::<[u8; 8]>().write_unaligned(self.acc.to_le_bytes());
             self.at = self.at.add((held / 8) as usize);
         }
-        // `held` is at most 7 + 57 = 64; a shift by 64 cannot be written, so two shifts.
-        self.acc = if held >= 64 { 0 } else { self.acc >> (held & 56) };
+        // `held` is at most 7 + 56 = 63: below 64, its whole bytes are bits 3 to 5.
+        self.acc >>= held & 56;
         self.held = held & 7;
+    }
+
+    /// Bits of the last byte written so far: below 8.
+    #[inline(always)]
+    pub(crate) fn held(&self) -> u32 {
+        self.held
+    }
+
+    /// Appends the first `count` of sixteen words that are already shifted to their bits.
+    ///
+    /// Word `i` is at `words[slot(i)]`, begins in byte `bytes[i]` from the current one on and ends after
+    /// `ends[i]` bits, those held not counted; each but the first contains the bits its first byte
+    /// shares with the word before.
+    ///
+    /// # Safety
+    /// `count` is not 0, and 8 bytes from `bytes[i]` on are inside the reserved room for all sixteen.
+    #[inline(always)]
+    pub(crate) unsafe fn put_placed(
+        &mut self,
+        words: &[u64; 16],
+        slot: impl Fn(usize) -> usize,
+        bytes: &[u32; 16],
+        ends: &[u32; 16],
+        count: usize,
+    ) {
+        let first = words[slot(0)] | self.acc;
+        // SAFETY: the caller's promise. Words past `count` write what the next put overwrites.
+        unsafe {
+            self.at.cast::<[u8; 8]>().write_unaligned(first.to_le_bytes());
+            for index in 1..16 {
+                let at = self.at.add(bytes[index] as usize);
+                at.cast::<[u8; 8]>().write_unaligned(words[slot(index)].to_le_bytes());
+            }
+            let last = count - 1;
+            let word = if last == 0 { first } else { words[slot(last)] };
+            let end = self.held + ends[last];
+            self.at = self.at.add((end / 8) as usize);
+            self.acc = word >> (8 * (end / 8 - bytes[last]));
+            self.held = end & 7;
+        }
     }
 }
 
@@ -113,10 +161,11 @@ mod tests {
         fast.reserve(64);
         // SAFETY: 110 bits are fewer than 64 bytes hold.
         unsafe {
-            fast.unchecked(|cursor| {
+            fast.unchecked(|mut cursor| {
                 for &(bits, len) in &fields {
                     cursor.put(bits, len);
                 }
+                cursor
             });
         }
         slow.align();

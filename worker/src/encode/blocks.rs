@@ -5,8 +5,9 @@
 //! bytes' entropy.
 
 use super::bits::BitWriter;
-use super::code::{BlockCode, Matches};
-use super::histogram::{self, Counts};
+use super::code::BlockCode;
+use super::fixed::{self, LONGEST_STORED};
+use super::frequencies::Frequencies;
 use super::kernel::Kernel;
 use super::runs::{Step, Value};
 
@@ -16,31 +17,19 @@ struct Pending {
     /// Values.
     len: usize,
     steps: Vec<Step>,
-    literals: Counts,
-    sampled: bool,
-    matches: Matches,
-    /// Estimate of the bits its literals and matches take.
+    frequencies: Frequencies,
+    /// Estimate of the bits its literals and match lengths take.
     bits: f32,
 }
 
 impl Default for Pending {
     fn default() -> Self {
-        Pending {
-            len: 0,
-            steps: Vec::new(),
-            literals: [0; 256],
-            sampled: false,
-            matches: Matches::default(),
-            bits: 0.0,
-        }
+        Pending { len: 0, steps: Vec::new(), frequencies: Frequencies::new(), bits: 0.0 }
     }
 }
 
 /// Uncompressed bytes of a block at most: a block is read twice, the second time from a core's own cache.
 const LONGEST_BLOCK: usize = 1 << 20;
-
-/// Literal bytes counted in a segment; where there are more, a sample of about as many.
-const SAMPLE: usize = 32 << 10;
 
 /// What a block's header costs, in bits.
 const HEADER_BITS: f32 = 600.0;
@@ -77,10 +66,8 @@ impl Blocks {
             crc.update(bytemuck::cast_slice(segment));
             self.next.measure(self.kernel, segment);
             if self.block.len > 0 {
-                let joined = self.block.joined_bits(&self.next);
                 let fits = (self.block.len + self.next.len) * V::SIZE <= LONGEST_BLOCK;
-                if fits && joined <= self.block.bits + self.next.bits + HEADER_BITS {
-                    self.block.join(&self.next, joined);
+                if fits && self.block.join(&self.next) {
                     continue;
                 }
                 let end = start + self.block.len;
@@ -98,57 +85,38 @@ impl Blocks {
 
 impl Pending {
     fn measure<V: Value + bytemuck::Pod>(&mut self, kernel: Kernel, values: &[V]) {
-        let bytes: &[u8] = bytemuck::cast_slice(values);
         self.len = values.len();
         self.steps.clear();
         kernel.scan(values, &mut self.steps);
-        self.matches = Matches::default();
-        self.matches.count(&self.steps, V::SIZE);
-        let literals: usize = self.steps.iter().map(|step| step.literals as usize).sum();
-        let every = (literals / SAMPLE).max(1) as u32;
-        self.sampled = every > 1;
-        self.literals = [0; 256];
-        histogram::count(bytes, &self.steps, every, &mut self.literals);
-        self.bits = entropy_bits(self.literals.iter().chain(self.matches.lengths()).copied());
+        self.frequencies = Frequencies::of::<V>(bytemuck::cast_slice(values), &self.steps);
+        self.bits = self.frequencies.bits();
     }
 
-    fn joined_bits(&self, next: &Pending) -> f32 {
-        let sum = |(a, b): (&u32, &u32)| a + b;
-        entropy_bits(
-            self.literals
-                .iter()
-                .zip(&next.literals)
-                .map(sum)
-                .chain(self.matches.lengths().iter().zip(next.matches.lengths()).map(sum)),
-        )
-    }
-
-    fn join(&mut self, next: &Pending, bits: f32) {
-        self.len += next.len;
-        self.steps.extend_from_slice(&next.steps);
-        self.literals.iter_mut().zip(&next.literals).for_each(|(sum, more)| *sum += more);
-        self.sampled |= next.sampled;
-        self.matches.add(&next.matches);
-        self.bits = bits;
+    /// Takes `next` in if that costs less than a block of its own.
+    fn join(&mut self, next: &Pending) -> bool {
+        let mut frequencies = self.frequencies.clone();
+        frequencies.add(&next.frequencies);
+        let bits = frequencies.bits();
+        let cheaper = bits < self.bits + next.bits + HEADER_BITS;
+        if cheaper {
+            self.len += next.len;
+            self.steps.extend_from_slice(&next.steps);
+            self.frequencies = frequencies;
+            self.bits = bits;
+        }
+        cheaper
     }
 
     fn write<V: Value + bytemuck::Pod>(&self, kernel: Kernel, values: &[V], bits: &mut BitWriter) {
-        let code = BlockCode::new(&self.literals, self.sampled, &self.matches, V::SIZE);
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let stored_bits = 8 * (bytes.len() + 5 * bytes.len().div_ceil(LONGEST_STORED));
+        if self.bits + HEADER_BITS > stored_bits as f32 {
+            return fixed::write_stored(bits, bytes);
+        }
+        let code = BlockCode::new::<V>(&self.frequencies);
         code.write_header(bits);
-        kernel.write(bytemuck::cast_slice(values), &self.steps, &code, bits);
+        kernel.write(bytes, &self.steps, &code, bits);
         let (end, len) = code.end_of_block();
         bits.put(end, len);
     }
-}
-
-/// The bits that symbols of these counts take at the least.
-fn entropy_bits(counts: impl Iterator<Item = u32>) -> f32 {
-    let (mut total, mut bits) = (0u32, 0.0f32);
-    for count in counts {
-        total += count;
-        if count > 0 {
-            bits -= count as f32 * (count as f32).log2();
-        }
-    }
-    bits + total as f32 * (total.max(1) as f32).log2()
 }

@@ -145,7 +145,7 @@ impl Encoder {
                         fixed::write_end(&mut bits);
                         bits.align();
                     }
-                    End::Boundary => fixed::write_boundary(&mut bits),
+                    End::Boundary => fixed::write_stored(&mut bits, &[]),
                 }
                 bits.into_bytes()
             }

@@ -1,8 +1,11 @@
-//! A block in deflate's fixed code (RFC 1951, 3.2.6): for the npy header, which is too short and too
-//! unlike the values to share their code.
+//! Blocks without a code of their own (RFC 1951, 3.2.4 and 3.2.6): the fixed code for the npy header, which
+//! is too short and too unlike the values to share theirs; stored blocks for what no code makes shorter.
 
 use super::bits::BitWriter;
 use super::tables::{LENGTH_CODES, LONGEST_MATCH};
+
+/// Bytes a stored block holds at most.
+pub(crate) const LONGEST_STORED: usize = u16::MAX as usize;
 
 /// Equal bytes worth a match with the byte before.
 const SHORTEST_RUN: usize = 4;
@@ -48,9 +51,18 @@ fn symbol(bits: &mut BitWriter, symbol: u16) {
     bits.put((code.reverse_bits() >> (16 - len)).into(), len);
 }
 
-/// Writes an empty stored block, which ends on a whole byte (zlib's `Z_SYNC_FLUSH`).
-pub(crate) fn write_boundary(bits: &mut BitWriter) {
-    bits.put(0, 3);
-    bits.align();
-    bits.put(0xffff_0000, 32);
+/// Writes `bytes` as they are, none of the blocks the stream's last; for none, one empty block, which ends
+/// on a whole byte (zlib's `Z_SYNC_FLUSH`).
+pub(crate) fn write_stored(bits: &mut BitWriter, bytes: &[u8]) {
+    let mut write = |chunk: &[u8]| {
+        let len = chunk.len() as u16;
+        bits.put(0b000, 3);
+        bits.align();
+        bits.put(u64::from(len) | u64::from(!len) << 16, 32);
+        bits.bytes(chunk);
+    };
+    if bytes.is_empty() {
+        write(bytes);
+    }
+    bytes.chunks(LONGEST_STORED).for_each(write);
 }

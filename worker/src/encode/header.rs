@@ -2,13 +2,10 @@
 
 use super::bits::BitWriter;
 use super::huffman::{canonical_codes, code_lengths};
-use super::tables::LITLEN_SYMBOLS;
+use super::tables::{DISTANCE_SYMBOLS, LITLEN_SYMBOLS};
 
 /// The order in which the code length code's own lengths are sent.
 const ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
-
-/// Distance symbols in use: distances 1 to 4.
-pub(crate) const DISTANCE_SYMBOLS: usize = 4;
 
 /// One instruction for the reader's list of lengths.
 #[derive(Clone, Copy)]
@@ -19,12 +16,8 @@ struct Token {
 }
 
 fn extra_bits(symbol: u8) -> u32 {
-    match symbol {
-        16 => 2,
-        17 => 3,
-        18 => 7,
-        _ => 0,
-    }
+    const BITS: [u8; 19] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 3, 7];
+    BITS[symbol as usize].into()
 }
 
 /// Writes a dynamic block's header: not the last block of its stream.
@@ -53,21 +46,26 @@ pub(crate) fn write(bits: &mut BitWriter, litlen: &[u8; LITLEN_SYMBOLS], distanc
     canonical_codes(&cl_lengths, &mut cl_codes);
     let cl_count = ORDER.iter().rposition(|&s| cl_lengths[s] > 0).map_or(4, |last| (last + 1).max(4));
 
-    bits.put(0, 1);
-    bits.put(0b10, 2);
+    bits.put(0b100, 3);
     bits.put(litlen_count as u64 - 257, 5);
     bits.put(distance_count as u64 - 1, 5);
     bits.put(cl_count as u64 - 4, 4);
     for &symbol in &ORDER[..cl_count] {
         bits.put(u64::from(cl_lengths[symbol]), 3);
     }
-    for token in tokens {
-        let symbol = token.symbol as usize;
-        let length = u32::from(cl_lengths[symbol]);
-        bits.put(
-            u64::from(cl_codes[symbol]) | u64::from(token.extra) << length,
-            length + extra_bits(token.symbol),
-        );
+    // A token takes at most 7 bits and 7 extra ones.
+    bits.reserve(2 * tokens.len());
+    // SAFETY: as many bytes as the tokens can take were just reserved.
+    unsafe {
+        bits.unchecked(|mut cursor| {
+            for token in tokens {
+                let symbol = token.symbol as usize;
+                let length = u32::from(cl_lengths[symbol]);
+                let code = u64::from(cl_codes[symbol]) | u64::from(token.extra) << length;
+                cursor.put(code, length + extra_bits(token.symbol));
+            }
+            cursor
+        });
     }
 }
 

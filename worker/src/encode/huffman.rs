@@ -11,62 +11,76 @@ const MAX_SYMBOLS: usize = 286;
 /// The length no deflate code may pass.
 pub(crate) const MAX_LENGTH: u32 = 15;
 
-/// Writes into `lengths` an optimal prefix code for `freqs` with no code longer than `limit`.
+/// Bits of a symbol's number.
+const SYMBOL_BITS: u32 = 9;
+
+/// Writes into `lengths` an optimal prefix code for symbols of these weights, which are below `2^23` and
+/// sum up to below `2^28`, with no code longer than `limit`.
 ///
-/// Symbols of frequency 0 get length 0 (no code). A single symbol gets length 1.
-pub(crate) fn code_lengths(freqs: &[u32], limit: u32, lengths: &mut [u8]) {
-    assert!(freqs.len() <= MAX_SYMBOLS && freqs.len() == lengths.len());
-    assert!(limit <= MAX_LENGTH && freqs.len() <= 1 << limit);
+/// Symbols of weight 0 get length 0 (no code). A single symbol gets length 1.
+pub(crate) fn code_lengths(weights: &[u32], limit: u32, lengths: &mut [u8]) {
+    assert!(weights.len() <= MAX_SYMBOLS && weights.len() == lengths.len());
+    assert!(limit <= MAX_LENGTH && weights.len() <= 1 << limit);
     lengths.fill(0);
-    let mut keys = [0u64; MAX_SYMBOLS];
+    // Weight and symbol in one number, to sort by.
+    let mut keys = [0u32; MAX_SYMBOLS];
     let mut used = 0;
-    for (symbol, &freq) in freqs.iter().enumerate() {
-        keys[used] = u64::from(freq) << 16 | symbol as u64;
-        used += usize::from(freq != 0);
+    for (symbol, &weight) in weights.iter().enumerate() {
+        debug_assert!(weight < 1 << (32 - SYMBOL_BITS));
+        keys[used] = weight << SYMBOL_BITS | symbol as u32;
+        used += usize::from(weight != 0);
     }
     let keys = &mut keys[..used];
+    let symbol = |key: u32| (key % (1 << SYMBOL_BITS)) as usize;
     match keys {
         [] => return,
-        [only] => return lengths[(*only & 0xffff) as usize] = 1,
+        [only] => return lengths[symbol(*only)] = 1,
         _ => keys.sort_unstable(),
     }
-    let mut sorted = [0u8; MAX_SYMBOLS];
-    let sorted = &mut sorted[..used];
-    if !unlimited(keys, limit, sorted) {
-        package_merge(keys, limit, sorted);
+    let mut sorted = [0u32; MAX_SYMBOLS + 1];
+    for (weight, &key) in sorted.iter_mut().zip(&*keys) {
+        *weight = key >> SYMBOL_BITS;
     }
-    for (key, &length) in keys.iter().zip(&*sorted) {
-        lengths[(key & 0xffff) as usize] = length;
+    let mut sorted_lengths = [0u8; MAX_SYMBOLS];
+    let sorted_lengths = &mut sorted_lengths[..used];
+    if !unlimited(&mut sorted, limit, sorted_lengths) {
+        package_merge(&sorted[..used], limit, sorted_lengths);
+    }
+    for (&key, &length) in keys.iter().zip(&*sorted_lengths) {
+        lengths[symbol(key)] = length;
     }
 }
 
-/// Huffman's construction with two queues: leaves in `keys` (ascending, frequency above bit 16) and
+/// Huffman's construction with two queues: leaves of ascending `weights`, one for each of `lengths`, and
 /// packages in the order they are made. False where a code would be longer than `limit`.
-fn unlimited(keys: &[u64], limit: u32, lengths: &mut [u8]) -> bool {
-    let n = keys.len();
-    let mut weight = [0u64; MAX_SYMBOLS];
+fn unlimited(weights: &mut [u32; MAX_SYMBOLS + 1], limit: u32, lengths: &mut [u8]) -> bool {
+    let n = lengths.len();
+    // What is not there is heavier than anything: no queue needs to be checked for its end.
+    weights[n] = u32::MAX;
+    let mut packages = [u32::MAX; MAX_SYMBOLS + 1];
     // The package each leaf or package is part of.
-    let mut leaf_parent = [0u16; MAX_SYMBOLS];
-    let mut node_parent = [0u16; MAX_SYMBOLS];
-    let (mut leaf, mut node) = (0, 0);
+    let mut leaf_parent = [0u16; MAX_SYMBOLS + 1];
+    let mut package_parent = [0u16; MAX_SYMBOLS + 1];
+    let (mut leaf, mut package) = (0, 0);
     for made in 0..n - 1 {
-        let mut sum = 0;
-        for _ in 0..2 {
-            if node >= made || (leaf < n && keys[leaf] >> 16 <= weight[node]) {
-                sum += keys[leaf] >> 16;
+        // Mostly leaves first, then mostly packages: the branch is worth predicting.
+        let mut take = || {
+            if weights[leaf] <= packages[package] {
                 leaf_parent[leaf] = made as u16;
                 leaf += 1;
+                weights[leaf - 1]
             } else {
-                sum += weight[node];
-                node_parent[node] = made as u16;
-                node += 1;
+                package_parent[package] = made as u16;
+                package += 1;
+                packages[package - 1]
             }
-        }
-        weight[made] = sum;
+        };
+        let sum = take() + take();
+        packages[made] = sum;
     }
     let mut depth = [0u8; MAX_SYMBOLS];
-    for node in (0..n - 2).rev() {
-        depth[node] = depth[node_parent[node] as usize].saturating_add(1);
+    for package in (0..n - 2).rev() {
+        depth[package] = depth[package_parent[package] as usize].saturating_add(1);
     }
     for (length, &parent) in lengths.iter_mut().zip(&leaf_parent) {
         *length = depth[parent as usize].saturating_add(1);
@@ -77,19 +91,19 @@ fn unlimited(keys: &[u64], limit: u32, lengths: &mut [u8]) -> bool {
 
 /// Package-merge: `limit` rounds, each of which pairs up the last round's list and merges it with the
 /// leaves. A leaf's length is the number of rounds in which it is among the items chosen.
-fn package_merge(keys: &[u64], limit: u32, lengths: &mut [u8]) {
-    let n = keys.len();
-    let mut list: Vec<u64> = keys.iter().map(|key| key >> 16).collect();
+fn package_merge(weights: &[u32], limit: u32, lengths: &mut [u8]) {
+    let n = weights.len();
+    let mut list = weights.to_vec();
     // For each round, which items of the merged list are leaves.
     let mut is_leaf: Vec<Vec<bool>> = vec![vec![true; n]];
     for _ in 1..limit {
-        let packages: Vec<u64> = list.chunks_exact(2).map(|pair| pair[0] + pair[1]).collect();
+        let packages: Vec<u32> = list.chunks_exact(2).map(|pair| pair[0] + pair[1]).collect();
         let (mut merged, mut flags) = (Vec::with_capacity(2 * n), Vec::with_capacity(2 * n));
         let (mut leaf, mut package) = (0, 0);
         while leaf < n || package < packages.len() {
-            let take_leaf = package == packages.len() || (leaf < n && keys[leaf] >> 16 <= packages[package]);
+            let take_leaf = package == packages.len() || (leaf < n && weights[leaf] <= packages[package]);
             if take_leaf {
-                merged.push(keys[leaf] >> 16);
+                merged.push(weights[leaf]);
                 leaf += 1;
             } else {
                 merged.push(packages[package]);
@@ -118,20 +132,32 @@ pub(crate) fn canonical_codes(lengths: &[u8], codes: &mut [u16]) {
         count[length as usize] += 1;
     }
     count[0] = 0;
+    // Codes are kept at the upper end of 16 bits: reversed as a whole, they begin at bit 0.
     let mut next = [0u16; MAX_LENGTH as usize + 1];
-    let mut code = 0;
+    let mut code = 0u16;
     for length in 1..next.len() {
-        code = (code + count[length - 1]) << 1;
         next[length] = code;
+        code = code.wrapping_add(count[length] << (16 - length));
     }
     for (code, &length) in codes.iter_mut().zip(lengths) {
-        *code = 0;
-        if length > 0 {
-            let next = &mut next[length as usize];
-            *code = next.reverse_bits() >> (16 - u32::from(length));
-            *next += 1;
-        }
+        let next = &mut next[length as usize];
+        *code = if length > 0 { reverse(*next) } else { 0 };
+        *next = next.wrapping_add(((1u32 << 16) >> length) as u16);
     }
+}
+
+fn reverse(code: u16) -> u16 {
+    static BYTES: [u8; 256] = {
+        let mut bytes = [0; 256];
+        let mut byte = 0;
+        while byte < 256 {
+            bytes[byte] = (byte as u8).reverse_bits();
+            byte += 1;
+        }
+        bytes
+    };
+    let [low, high] = code.to_le_bytes();
+    u16::from_le_bytes([BYTES[high as usize], BYTES[low as usize]])
 }
 
 #[cfg(test)]
@@ -187,7 +213,7 @@ mod tests {
     proptest! {
         #[test]
         fn codes_are_complete_and_within_the_limit(
-            freqs in prop::collection::vec(prop_oneof![Just(0u32), 1u32..4, 1u32..1_000_000], 2..286),
+            freqs in prop::collection::vec(prop_oneof![Just(0u32), 1u32..4, 1u32..500_000], 2..286),
             limit in 9u32..=15,
         ) {
             let mut lengths = vec![0; freqs.len()];
@@ -203,12 +229,13 @@ mod tests {
         fn package_merge_costs_what_huffman_costs_where_both_may(
             freqs in prop::collection::vec(1u32..500, 2..200),
         ) {
-            let mut keys: Vec<u64> = freqs.iter().enumerate().map(|(s, &f)| u64::from(f) << 16 | s as u64).collect();
-            keys.sort_unstable();
-            let sorted: Vec<u32> = keys.iter().map(|key| (key >> 16) as u32).collect();
-            let (mut free, mut limited) = (vec![0; keys.len()], vec![0; keys.len()]);
-            if unlimited(&keys, 15, &mut free) {
-                package_merge(&keys, 15, &mut limited);
+            let mut sorted = freqs;
+            sorted.sort_unstable();
+            let mut padded = [0; MAX_SYMBOLS + 1];
+            padded[..sorted.len()].copy_from_slice(&sorted);
+            let (mut free, mut limited) = (vec![0; sorted.len()], vec![0; sorted.len()]);
+            if unlimited(&mut padded, 15, &mut free) {
+                package_merge(&sorted, 15, &mut limited);
                 prop_assert_eq!(cost(&sorted, &free), cost(&sorted, &limited));
             }
         }

@@ -7,7 +7,7 @@
 //! search for repeats, on which general encoders spend their time, finds next to nothing.
 //!
 //! # What is written
-//! Deflate (RFC 1951) with only the repeats there are: the value before, again ([`runs`]). Everything else is
+//! Deflate (RFC 1951) with only the repeats there are: the value before, again (`runs`). Everything else is
 //! a literal in a Huffman code made for its block ([`blocks`], [`code`], [`huffman`]); the loop that looks
 //! codes up and packs them is all that touches every byte ([`kernel`]).
 //!
@@ -30,9 +30,9 @@ mod code;
 mod compression;
 mod encoder;
 mod fixed;
+mod frequencies;
 mod general;
 mod header;
-mod histogram;
 mod huffman;
 mod kernel;
 mod pattern;

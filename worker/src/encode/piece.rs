@@ -58,6 +58,6 @@ pub fn stack(name: &str, pieces: Vec<Piece>) -> Entry {
 fn piece_of(header: &[u8], out: Vec<u8>) -> Vec<u8> {
     let mut bits = BitWriter::new(out);
     fixed::write(&mut bits, header);
-    fixed::write_boundary(&mut bits);
+    fixed::write_stored(&mut bits, &[]);
     bits.into_bytes()
 }

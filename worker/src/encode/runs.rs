@@ -26,6 +26,17 @@ pub(crate) enum Distance {
     Value,
 }
 
+impl Distance {
+    /// The deflate symbol, for values of type `V`: distances 1 to 4 are symbols 0 to 3.
+    #[inline(always)]
+    pub(crate) fn symbol<V: Value>(self) -> usize {
+        match self {
+            Distance::Byte => 0,
+            Distance::Value => V::SIZE - 1,
+        }
+    }
+}
+
 /// A number as it lies in the array.
 pub(crate) trait Value: Copy + Eq {
     /// Bytes.

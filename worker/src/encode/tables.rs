@@ -3,6 +3,9 @@
 /// Symbols of the literal and length alphabet.
 pub(crate) const LITLEN_SYMBOLS: usize = 286;
 
+/// Distance symbols in use: distances 1 to 4.
+pub(crate) const DISTANCE_SYMBOLS: usize = 4;
+
 /// The symbol that ends a block.
 pub(crate) const END_OF_BLOCK: usize = 256;
 

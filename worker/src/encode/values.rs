@@ -6,8 +6,9 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use super::pattern::PatternView;
 
-/// Uncompressed bytes a segment aims at: some heads, one, or some rows of one.
-const SEGMENT: usize = 64 << 10;
+/// Uncompressed bytes a segment aims at, at least and at most: some heads, one, or some rows of one. Half a
+/// head where that is between: its later rows have more and smaller values than its first.
+const SEGMENT: std::ops::RangeInclusive<usize> = 16 << 10..=64 << 10;
 
 /// Bytes copied or converted at a time: within a core's own cache.
 const CHUNK: usize = 512 << 10;
@@ -28,10 +29,11 @@ impl Segments {
     pub(crate) fn new(pattern: &PatternView<'_>, dtype: Dtype) -> Self {
         let n = pattern.n();
         let head_bytes = n * n * dtype.bytes();
-        let step = if head_bytes <= SEGMENT {
-            n * (SEGMENT / head_bytes.max(1)).max(1)
+        let segment = (head_bytes / 2).clamp(*SEGMENT.start(), *SEGMENT.end());
+        let step = if head_bytes <= segment {
+            n * (segment / head_bytes.max(1)).max(1)
         } else {
-            n.div_ceil(head_bytes.div_ceil(SEGMENT))
+            n.div_ceil(head_bytes.div_ceil(segment))
         };
         Segments { n, rows: n * pattern.n_heads(), step }
     }

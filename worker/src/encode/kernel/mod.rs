@@ -12,6 +12,9 @@ use super::code::{BlockCode, LITLEN_LIMIT, MATCH_BITS};
 use super::runs::{Step, Value};
 use super::tables::{LONGEST_MATCH, cut_match};
 
+/// How far past the last bit a kernel may write: sixteen words.
+const SURPLUS: usize = 128;
+
 /// A set of loops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kernel {
@@ -51,7 +54,7 @@ impl Kernel {
                 + (step.matched / LONGEST_MATCH + 2) as usize * MATCH_BITS as usize;
         }
         assert_eq!(covered, bytes.len(), "the steps spell out all bytes");
-        bits.reserve(most_bits / 8 + 8);
+        bits.reserve(most_bits / 8 + 8 + SURPLUS);
         // SAFETY: the room for the longest codes was reserved, the steps stay within `bytes`, and the
         // variant only exists where `available` said so.
         unsafe {

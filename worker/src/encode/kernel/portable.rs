@@ -7,7 +7,7 @@ use super::write_match;
 
 /// # Safety
 /// The steps cover `bytes`; the cursor has room for the longest codes.
-pub(super) unsafe fn write(bytes: &[u8], steps: &[Step], code: &BlockCode, cursor: &mut Cursor) {
+pub(super) unsafe fn write(bytes: &[u8], steps: &[Step], code: &BlockCode, mut cursor: Cursor) -> Cursor {
     // The code above bit 8, its length below: a shift by the whole entry shifts by the length, as
     // the processor takes shift counts modulo 64 and lengths are below that.
     let table: [u32; 256] = std::array::from_fn(|byte| {
@@ -31,10 +31,11 @@ pub(super) unsafe fn write(bytes: &[u8], steps: &[Step], code: &BlockCode, curso
                 let entry = entry(byte);
                 cursor.put(entry >> 8, entry as u32 & 0xff);
             }
-            write_match(step, code, cursor);
+            write_match(step, code, &mut cursor);
         }
         rest = &after[step.matched as usize..];
     }
+    cursor
 }
 
 #[inline(always)]
