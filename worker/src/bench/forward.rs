@@ -1,0 +1,115 @@
+//! How fast a model's forward pass runs, by sequence length, without encoding or disk.
+
+use std::{fmt::Write as _, time::Instant};
+
+use common::{
+    model::{
+        family,
+        locate::{fetch_weights, locate_config},
+        reference::ModelRef,
+    },
+    settings::Settings,
+};
+use serde::Serialize;
+
+use super::{Report, fastest};
+use crate::{
+    engine::{Engine as _, EngineError, Pattern, PatternSink, SinkClosed, TokenBatch},
+    model::{self, device::DeviceChoice},
+};
+
+/// Tokens of a batch: enough that its size decides nothing.
+const TOKENS: usize = 1024;
+
+#[derive(Debug, Serialize)]
+pub(super) struct ForwardReport {
+    model: String,
+    device: String,
+    load_seconds: f64,
+    lengths: Vec<Length>,
+}
+
+#[derive(Debug, Serialize)]
+struct Length {
+    n: usize,
+    batch: usize,
+    tokens_per_s: f64,
+    prompts_per_s: f64,
+    /// Raw patterns made, in 10^6 bytes a second.
+    pattern_mb_per_s: f64,
+}
+
+/// Takes patterns and counts their bytes.
+#[derive(Default)]
+struct Counter(u64);
+
+impl PatternSink for Counter {
+    fn take(&mut self, pattern: Pattern) -> Result<(), SinkClosed> {
+        self.0 += size_of_val(pattern.values.as_slice()) as u64;
+        Ok(())
+    }
+}
+
+pub(super) fn measure(
+    name: &str,
+    device: Option<&str>,
+    lengths: &[usize],
+    settings: &Settings,
+) -> Result<ForwardReport, String> {
+    fn say(error: impl std::fmt::Display) -> String {
+        error.to_string()
+    }
+    let choice: DeviceChoice = device.unwrap_or(&settings.run.device).parse().map_err(say)?;
+    let hub = settings.hub.options();
+    let reference = ModelRef::parse(name, settings.hub.revision.as_deref()).map_err(say)?;
+    let located = locate_config(&reference, &hub, &mut |_| {}).map_err(say)?;
+    let spec = family::read_spec(&located.dir.join("config.json")).map_err(say)?;
+    let files = fetch_weights(&located, &hub, &mut |_| {}).map_err(say)?;
+    let dir = files.first().and_then(|file| file.parent()).unwrap_or(&located.dir);
+    let begin = Instant::now();
+    let mut engine = model::load(dir, &spec, &choice, spec.n_layers() - 1).map_err(say)?;
+    let load_seconds = begin.elapsed().as_secs_f64();
+
+    let layers: Vec<usize> = (0..spec.n_layers()).collect();
+    let mut measured = Vec::new();
+    for &n in lengths {
+        let n = n.clamp(1, spec.n_ctx);
+        let batch = TOKENS.div_ceil(n);
+        let ids = |p: usize| (0..n).map(|i| ((p * 7919 + i * 104_729) % spec.d_vocab) as u32).collect();
+        let tokens = TokenBatch { prompts: (0..batch).map(ids).collect() };
+        let mut failed = None::<EngineError>;
+        let mut bytes = 0;
+        let time = fastest(|| {
+            let mut sink = Counter::default();
+            failed = engine.forward(&tokens, &layers, &mut sink).err();
+            bytes = sink.0;
+        });
+        if let Some(error) = failed {
+            return Err(format!("{name} over {batch} prompts of {n} tokens: {error}"));
+        }
+        let seconds = time.as_secs_f64();
+        measured.push(Length {
+            n,
+            batch,
+            tokens_per_s: (batch * n) as f64 / seconds,
+            prompts_per_s: batch as f64 / seconds,
+            pattern_mb_per_s: bytes as f64 / 1e6 / seconds,
+        });
+    }
+    let device = format!("{:?}", choice.resolve()).to_lowercase();
+    Ok(ForwardReport { model: located.name.to_string(), device, load_seconds, lengths: measured })
+}
+
+impl Report for ForwardReport {
+    fn text(&self) -> String {
+        let mut out = format!("{} on {}, loaded in {:.2} s\n", self.model, self.device, self.load_seconds);
+        for Length { n, batch, tokens_per_s, prompts_per_s, pattern_mb_per_s } in &self.lengths {
+            let _ = writeln!(
+                out,
+                "n {n:5}, batch {batch:4}: {tokens_per_s:8.0} tokens/s, {prompts_per_s:8.1} prompts/s, \
+                 {pattern_mb_per_s:7.0} MB/s of patterns"
+            );
+        }
+        out
+    }
+}

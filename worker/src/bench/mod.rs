@@ -1,0 +1,76 @@
+//! `worker bench`: what this machine is worth, stage by stage, before a campaign.
+//!
+//! Each bench repeats its work for about two seconds and reports the fastest pass: noise of other
+//! processes only ever adds.
+
+mod arrays;
+mod encode;
+mod forward;
+mod store;
+
+use std::time::{Duration, Instant};
+
+use common::settings::Settings;
+use serde::Serialize;
+
+use crate::{cli::Bench, exit::Exit};
+
+/// How long a measurement goes on.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Fewest passes of a measurement.
+const PASSES: usize = 3;
+
+/// What a bench prints: JSON or a few lines.
+trait Report: Serialize {
+    /// The report for a person.
+    fn text(&self) -> String;
+}
+
+/// Measures one stage and prints what it found.
+pub fn run(bench: &Bench, settings: &Settings) -> Exit {
+    let (told, json) = match bench {
+        Bench::Encode { files, json } => (encode::measure(files).map(boxed), *json),
+        Bench::Store { dir, files, json } => (store::measure(dir, files).map(boxed), *json),
+        Bench::Forward { model, device, n, json } => {
+            (forward::measure(model, device.as_deref(), n, settings).map(boxed), *json)
+        }
+    };
+    match told {
+        Ok((_, value)) if json => {
+            println!("{value:#}");
+            Exit::Done
+        }
+        Ok((text, _)) => {
+            print!("{text}");
+            Exit::Done
+        }
+        Err(error) => {
+            tracing::error!("{error}");
+            Exit::Configuration
+        }
+    }
+}
+
+fn boxed(report: impl Report) -> (String, serde_json::Value) {
+    (report.text(), serde_json::to_value(&report).expect("a report is plain data"))
+}
+
+/// The fastest of several passes of `work`, after one to warm up.
+fn fastest(mut work: impl FnMut()) -> Duration {
+    work();
+    let begin = Instant::now();
+    let mut best = Duration::MAX;
+    let mut passes = 0;
+    while passes < PASSES || begin.elapsed() < PATIENCE {
+        let pass = Instant::now();
+        work();
+        best = best.min(pass.elapsed());
+        passes += 1;
+    }
+    best
+}
+
+/// Megabytes (10^6 bytes) a second.
+fn mb_per_s(bytes: u64, time: Duration) -> f64 {
+    bytes as f64 / 1e6 / time.as_secs_f64()
+}

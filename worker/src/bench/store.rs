@@ -1,0 +1,133 @@
+//! How fast prompts are committed to a directory, beside one plain file of the same bytes.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Instant,
+};
+
+use common::{
+    capture::{Capture, Dtype},
+    job::RunId,
+    model::reference::ModelName,
+    npz::{Entry, write_npz},
+    prompt::PromptHash,
+    store::Store,
+};
+use serde::Serialize;
+
+use super::{Report, arrays, mb_per_s};
+use crate::encode::{Compression, Encoder, PatternView};
+
+/// Prompts committed in a measurement.
+const PROMPTS: usize = 256;
+
+#[derive(Debug, Serialize)]
+pub(super) struct StoreReport {
+    /// Prompts committed.
+    prompts: usize,
+    /// Bytes of one prompt's npz file.
+    bytes_a_prompt: u64,
+    /// Commit threads.
+    threads: usize,
+    prompts_per_s: f64,
+    /// Encoded on the way: raw patterns to durable files.
+    mb_per_s_with_encoding: f64,
+    /// Encoded before: bytes to durable files.
+    mb_per_s: f64,
+    /// One file of the same bytes, written and synced once.
+    plain_mb_per_s: f64,
+}
+
+pub(super) fn measure(dir: &Path, files: &[PathBuf]) -> Result<StoreReport, String> {
+    let arrays = arrays::read(files)?;
+    let encode = || -> Vec<Entry> {
+        let mut encoder = Encoder::new(Compression::Causal, Dtype::Float32);
+        arrays.iter().map(|a| encoder.encode(&a.name, PatternView::new(&a.values, a.n_heads, a.n))).collect()
+    };
+    let entries = encode();
+    let mut bytes = Vec::new();
+    let bytes_a_prompt = write_npz(&entries, &mut bytes).map_err(|error| error.to_string())?;
+    let scratch = tempfile::Builder::new()
+        .prefix("lenspool-bench-")
+        .tempdir_in(dir)
+        .map_err(|error| format!("making a directory in {}: {error}", dir.display()))?;
+    let threads = thread::available_parallelism().map_or(4, usize::from).clamp(4, 16);
+
+    let ready = commits(scratch.path(), "ready", threads, &|| entries.clone())?;
+    let encoded = commits(scratch.path(), "encoded", threads, &encode)?;
+    let plain = plain(&scratch.path().join("plain"), &bytes)
+        .map_err(|error| format!("writing to {}: {error}", dir.display()))?;
+    let total = bytes_a_prompt * PROMPTS as u64;
+    Ok(StoreReport {
+        prompts: PROMPTS,
+        bytes_a_prompt,
+        threads,
+        prompts_per_s: PROMPTS as f64 / ready.as_secs_f64(),
+        mb_per_s_with_encoding: mb_per_s(total, encoded),
+        mb_per_s: mb_per_s(total, ready),
+        plain_mb_per_s: mb_per_s(total, plain),
+    })
+}
+
+/// Commits [`PROMPTS`] prompts from `threads` threads, as a worker does.
+fn commits(
+    save_path: &Path,
+    name: &str,
+    threads: usize,
+    entries: &(dyn Fn() -> Vec<Entry> + Sync),
+) -> Result<std::time::Duration, String> {
+    let model = ModelName::sanitize(name);
+    let store = Store::new(save_path, &RunId(format!("bench-{}", std::process::id())));
+    let store = store.model(&model, &Capture::default(), 1).map_err(|error| error.to_string())?;
+    let next = AtomicUsize::new(0);
+    let begin = Instant::now();
+    thread::scope(|scope| {
+        let commit = || {
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                if i >= PROMPTS {
+                    return Ok(());
+                }
+                let entries = entries();
+                let hash = PromptHash::of(&i.to_string());
+                store
+                    .commit(&hash, b"{}", |file| write_npz(&entries, file))
+                    .map_err(|error| error.to_string())?;
+            }
+        };
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(commit)).collect();
+        running.into_iter().try_for_each(|thread| thread.join().expect("a commit does not panic"))
+    })?;
+    Ok(begin.elapsed())
+}
+
+/// Writes the bytes of all prompts to one file and syncs it, as `dd conv=fsync` does.
+fn plain(path: &Path, bytes: &[u8]) -> io::Result<std::time::Duration> {
+    let begin = Instant::now();
+    let mut file = File::create(path)?;
+    for _ in 0..PROMPTS {
+        file.write_all(bytes)?;
+    }
+    file.sync_all()?;
+    Ok(begin.elapsed())
+}
+
+impl Report for StoreReport {
+    fn text(&self) -> String {
+        format!(
+            "{} prompts of {:.2} MB from {} threads: {:.0} prompts/s, {:.0} MB/s; with encoding on the way {:.0} MB/s\n\
+             one plain file of the same bytes, synced once: {:.0} MB/s\n",
+            self.prompts,
+            self.bytes_a_prompt as f64 / 1e6,
+            self.threads,
+            self.prompts_per_s,
+            self.mb_per_s,
+            self.mb_per_s_with_encoding,
+            self.plain_mb_per_s
+        )
+    }
+}
