@@ -90,7 +90,7 @@ fn commits(
             loop {
                 let i = next.fetch_add(1, Ordering::Relaxed);
                 if i >= PROMPTS {
-                    return Ok(());
+                    return Ok::<(), String>(());
                 }
                 let entries = entries();
                 let hash = PromptHash::of(&i.to_string());
