@@ -117,7 +117,7 @@ pub fn read_npz(path: &Path) -> Result<BTreeMap<String, ArrayD<f32>>, String> {
     let mut arrays = BTreeMap::new();
     for index in 0..archive.len() {
         let mut entry = archive.by_index(index).map_err(|error| say("entry", &error))?;
-        let name = entry.name().trim_end_matches(".npy").to_owned();
+        let name = entry.name().map_err(|error| say("name", &error))?.trim_end_matches(".npy").to_owned();
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes).map_err(|error| say(&name, &error))?;
         arrays.insert(name.clone(), ArrayD::<f32>::read_npy(&bytes[..]).map_err(|error| say(&name, &error))?);

@@ -17,8 +17,8 @@ use worker::{
     encode::Compression,
     engine::{Engine, EngineError, Pattern, PatternSink, TokenBatch},
     serve::{
-        Commit, CommitError, End, Event, Models, OpenError, OpenModel, Options, PromptEnd, ServeError,
-        Shutdown, serve,
+        Commit, CommitError, End, Event, Hold, Models, OpenError, OpenModel, Options, Part, PromptEnd, Scope,
+        ServeError, Shutdown, serve,
     },
 };
 
@@ -119,7 +119,7 @@ impl Commit for FakeStore {
         _: &Job,
         prompt: &JobPrompt,
         layers: &[usize],
-        arrays: Vec<Entry>,
+        parts: Vec<Part>,
     ) -> Result<u64, CommitError> {
         if self.broken {
             return Err(CommitError { kind: FailureKind::Retryable, reason: "no space left".into() });
