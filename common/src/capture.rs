@@ -1,6 +1,6 @@
 //! What of a forward pass is kept: which layers, as which arrays, in which number type.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,23 @@ pub enum Dtype {
     Float32,
     /// `<f2`, rounded to nearest even: relative error at most 2^-11, absolute at most 2^-25 below 2^-14.
     Float16,
+}
+
+/// A word that names no number type.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is none of float32, float16")]
+pub struct UnknownDtype(String);
+
+impl FromStr for Dtype {
+    type Err = UnknownDtype;
+
+    fn from_str(text: &str) -> Result<Self, UnknownDtype> {
+        match text {
+            "float32" => Ok(Dtype::Float32),
+            "float16" => Ok(Dtype::Float16),
+            _ => Err(UnknownDtype(text.to_owned())),
+        }
+    }
 }
 
 impl Dtype {

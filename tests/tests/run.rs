@@ -191,12 +191,12 @@ fn mistakes_are_told_in_one_sentence_and_exit_78() {
         (&["--names-filter", "hook_resid"], "lenspool captures attention patterns only"),
         (&["--names-filter", "("], "--names-filter is no regular expression"),
         (&["--stacked-heads", "--layers", "0"], "cannot be combined"),
-        (&["--batch-size", "0"], "--batch-size must be at least 1"),
-        (&["--batch-memory", "much"], "--batch-memory \"much\" is no size"),
-        (&["--dtype", "float8"], "neither float32 nor float16"),
-        (&["--compress", "zlib:12"], "--compress \"zlib:12\""),
+        (&["--batch-size", "0"], "flag --batch-size sets run.batch_size to what it cannot be"),
+        (&["--batch-memory", "much"], "flag --batch-memory sets run.batch_memory to what it cannot be"),
+        (&["--dtype", "float8"], "\"float8\" is none of float32, float16"),
+        (&["--compress", "zlib:12"], "zlib:12"),
         (&["--device", "tpu"], "tpu"),
-        (&["--on-too-long", "explode"], "--on-too-long: \"explode\" is none of truncate, skip, fail"),
+        (&["--on-too-long", "explode"], "\"explode\" is none of truncate, skip, fail"),
         (
             &["--max-chars", "5", "--min-chars", "9"],
             "--max-chars must be at least 1 and no less than --min-chars",
@@ -282,23 +282,25 @@ fn several_models_run_one_after_the_other_and_one_that_fails_does_not_stop_them(
 fn settings_come_from_everywhere_and_config_says_from_where() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("lenspool.toml");
-    fs::write(&file, "batch_size = 3\nmin_chars = 7\nhub_token = \"hf_do_not_show\"\n").unwrap();
+    fs::write(&file, "[run]\nbatch_size = 3\nmin_chars = 7\n[hub]\ntoken = \"hf_do_not_show\"\n").unwrap();
     let mut command = binary("worker");
     command
         .args(["config", "--json", "--max-chars", "99", "--config"])
         .arg(&file)
-        .env("LENSPOOL_MIN_CHARS", "8");
+        .env("LENSPOOL_RUN_MIN_CHARS", "8");
     let ended = end(command).expect(0);
     assert!(!ended.stdout.contains("hf_do_not_show"), "{ended:#?}");
     let row = |key: &str| {
-        let rows = ended.json();
-        let row = rows.as_array().unwrap().iter().find(|row| row["key"] == key).unwrap().clone();
-        (row["value"].clone(), row["origin"].clone())
+        let row = ended.json()[key].clone();
+        (row["value"].clone(), row["origin"].as_str().unwrap().to_owned())
     };
-    assert_eq!(row("batch_size"), (json!(3), json!({"file": file})));
-    assert_eq!(row("min_chars"), (json!(8), json!({"variable": "LENSPOOL_MIN_CHARS"})));
-    assert_eq!(row("max_chars"), (json!(99), json!({"flag": "--max-chars"})));
-    assert_eq!(row("device"), (json!("auto"), json!("default")));
+    assert_eq!(row("run.batch_size").0, json!(3));
+    assert!(row("run.batch_size").1.contains("lenspool.toml"), "{ended:#?}");
+    assert_eq!(row("run.min_chars").0, json!(8));
+    assert!(row("run.min_chars").1.contains("LENSPOOL_RUN_MIN_CHARS"));
+    assert_eq!(row("run.max_chars").0, json!(99));
+    assert!(row("run.max_chars").1.contains("--max-chars"));
+    assert_eq!(row("run.device"), (json!("auto"), "default".to_owned()));
 }
 
 #[test]

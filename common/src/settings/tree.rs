@@ -1,7 +1,7 @@
 //! What can be set. A field here, its default below and its line in deploy/lenspool.toml are all there is
 //! to a new setting: file key, environment variable and provenance follow from its name.
 
-use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
+use std::{fmt::Display, num::NonZeroUsize, path::PathBuf, str::FromStr, time::Duration};
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -67,12 +67,15 @@ pub struct Run {
     /// How files are compressed.
     pub compress: String,
     /// The number type of patterns on disk.
+    #[serde(deserialize_with = "word")]
     pub dtype: Dtype,
     /// Where the model runs.
     pub device: String,
     /// Whether a BOS token comes first.
+    #[serde(deserialize_with = "word")]
     pub prepend_bos: PrependBos,
     /// What becomes of prompts longer than the model's context.
+    #[serde(deserialize_with = "word")]
     pub on_too_long: OnTooLong,
     /// Threads of everything besides the model; none: one a core.
     pub threads: Option<NonZeroUsize>,
@@ -207,6 +210,11 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// Reads a word that names one of a few values; the error names them all.
+fn word<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(deserializer: D) -> Result<T, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
 }
 
 /// Reads `"a,b"` and `["a", "b"]` alike.

@@ -23,7 +23,7 @@ pub struct ModelSummary {
     pub commit: String,
     /// Prompts the input gave.
     pub prompts: usize,
-    /// Prompts that were committed before the run began.
+    /// Prompts that were committed already, when the run began or when their turn came.
     pub cached: usize,
     /// Prompts cut to the model's context.
     pub truncated: usize,
@@ -96,7 +96,7 @@ impl ModelSummary {
             "{}: {} done, {} cached, {} failed of {} prompts in {}",
             self.model,
             t.done,
-            self.cached + t.cached,
+            self.cached,
             t.failed,
             self.prompts,
             seconds(self.total_seconds)

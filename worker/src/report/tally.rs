@@ -15,7 +15,8 @@ const FAILURES_KEPT: usize = 100;
 pub struct Tally {
     /// Prompts computed and committed.
     pub done: usize,
-    /// Prompts found committed by a worker's last look.
+    /// Prompts found committed by a worker's last look. The summary adds them to those found before.
+    #[serde(skip)]
     pub cached: usize,
     /// Prompts that failed.
     pub failed: usize,

@@ -61,6 +61,8 @@ impl ModelError {
         };
         match self {
             ModelError::Prompts(_) | ModelError::OtherModel { .. } => Exit::Configuration,
+            // On a cluster another node may have it; here, somebody must fetch it first.
+            ModelError::Intake(IntakeError::Locate(LocateError::NotCached { .. })) => Exit::Configuration,
             ModelError::Intake(IntakeError::Locate(error)) => by_kind(error.kind()),
             ModelError::Intake(IntakeError::Store(error)) | ModelError::Store(error) => by_kind(error.kind()),
             ModelError::Intake(IntakeError::Spool(_)) | ModelError::Spool(_) => Exit::Transient,
@@ -120,7 +122,7 @@ pub(super) fn run(
         source: known.located.source.clone(),
         commit: known.located.commit.clone(),
         prompts: planned.prompts,
-        cached: planned.cached,
+        cached: planned.cached + tally.cached,
         truncated: report.truncated,
         skipped: report.skipped,
         tally,
