@@ -53,7 +53,7 @@ pub fn worker_run(model: &Path, prompts: &Path, save_path: &Path) -> Command {
         .arg(prompts)
         .arg("--save-path")
         .arg(save_path);
-    command.args(["--device", "cpu", "--json"]);
+    command.arg("--json").env("LENSPOOL_RUN_DEVICE", "cpu");
     command
 }
 
