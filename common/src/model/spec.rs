@@ -142,10 +142,21 @@ pub struct Rotary {
     /// Angle per position of each pair; `2 * inv_freq.len()` leading values of a head are rotated.
     /// In f32, computed in the order Hugging Face computes it.
     pub inv_freq: Vec<f32>,
+    /// What long prompts use instead.
+    pub long: Option<LongRotary>,
     /// What cos and sin are multiplied by.
     pub attention_scaling: f32,
     /// Which values form a pair.
     pub pairs: RotaryPairs,
+}
+
+/// Other angles for every position of a prompt that is long (LongRoPE).
+#[derive(Clone, Debug, PartialEq)]
+pub struct LongRotary {
+    /// Prompts of more tokens than this are long.
+    pub beyond: usize,
+    /// As [`Rotary::inv_freq`], and as many.
+    pub inv_freq: Vec<f32>,
 }
 
 /// Which two values of a head rotate together, of the first `2 p` that rotate.

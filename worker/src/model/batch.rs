@@ -19,11 +19,12 @@ pub(super) enum Packing {
 }
 
 impl Packing {
-    /// The passes of a batch whose prompts have these lengths.
-    pub(super) fn passes(self, lengths: &[usize]) -> Vec<Vec<Group>> {
+    /// The passes of a batch whose prompts have these lengths; prompts `beyond` so many tokens are long.
+    pub(super) fn passes(self, lengths: &[usize], beyond: Option<usize>) -> Vec<Vec<Group>> {
+        let is_long = |seq: usize| beyond.is_some_and(|beyond| seq > beyond);
         match self {
-            Packing::Unpadded { max_rows } => unpadded(lengths, max_rows),
-            Packing::Padded => padded(lengths),
+            Packing::Unpadded { max_rows } => unpadded(lengths, max_rows, is_long),
+            Packing::Padded => padded(lengths, is_long),
         }
     }
 }
@@ -37,6 +38,8 @@ pub(super) struct Group {
     pub(super) prompts: Range<usize>,
     /// Rows each takes, padding included.
     pub(super) seq: usize,
+    /// Whether the prompts are longer than the model's rotary positions go unstretched.
+    pub(super) long: bool,
 }
 
 impl Group {
@@ -52,7 +55,7 @@ impl Group {
 }
 
 /// Every prompt a group of its own, cut into passes of at most `max_rows` rows (one prompt at least).
-fn unpadded(lengths: &[usize], max_rows: usize) -> Vec<Vec<Group>> {
+fn unpadded(lengths: &[usize], max_rows: usize, is_long: impl Fn(usize) -> bool) -> Vec<Vec<Group>> {
     let mut passes: Vec<Vec<Group>> = Vec::new();
     let mut rows = usize::MAX;
     for (prompt, &seq) in lengths.iter().enumerate() {
@@ -60,21 +63,23 @@ fn unpadded(lengths: &[usize], max_rows: usize) -> Vec<Vec<Group>> {
             passes.push(Vec::new());
             rows = 0;
         }
-        let group = Group { start: rows, prompts: prompt..prompt + 1, seq };
+        let group = Group { start: rows, prompts: prompt..prompt + 1, seq, long: is_long(seq) };
         passes.last_mut().expect("pushed above").push(group);
         rows += seq;
     }
     passes
 }
 
-/// All prompts in one group, padded to the longest.
-fn padded(lengths: &[usize]) -> Vec<Vec<Group>> {
-    let seq = lengths.iter().copied().max().unwrap_or(0);
-    if lengths.is_empty() {
-        Vec::new()
-    } else {
-        vec![vec![Group { start: 0, prompts: 0..lengths.len(), seq }]]
+/// All prompts in one pass and one group, padded to the longest; neighbours of which one is long and one is
+/// not part into groups.
+fn padded(lengths: &[usize], is_long: impl Fn(usize) -> bool) -> Vec<Vec<Group>> {
+    let mut groups: Vec<Group> = Vec::new();
+    for alike in lengths.chunk_by(|a, b| is_long(*a) == is_long(*b)) {
+        let (start, first) = groups.last().map_or((0, 0), |group| (group.rows().end, group.prompts.end));
+        let seq = alike.iter().copied().max().unwrap_or(0);
+        groups.push(Group { start, prompts: first..first + alike.len(), seq, long: is_long(seq) });
     }
+    if groups.is_empty() { Vec::new() } else { vec![groups] }
 }
 
 #[cfg(test)]
@@ -83,7 +88,7 @@ mod tests {
 
     #[test]
     fn unpadded_prompts_fill_passes_in_order() {
-        let passes = unpadded(&[5, 4, 3, 20, 1], 10);
+        let passes = Packing::Unpadded { max_rows: 10 }.passes(&[5, 4, 3, 20, 1], None);
         let shape: Vec<Vec<(usize, usize)>> =
             passes.iter().map(|pass| pass.iter().map(|group| (group.start, group.seq)).collect()).collect();
         assert_eq!(shape, [vec![(0, 5), (5, 4)], vec![(0, 3)], vec![(0, 20)], vec![(0, 1)]]);
@@ -92,8 +97,17 @@ mod tests {
 
     #[test]
     fn padded_prompts_take_the_longest_ones_rows() {
-        let passes = padded(&[5, 2]);
-        assert_eq!(passes, [vec![Group { start: 0, prompts: 0..2, seq: 5 }]]);
+        let passes = Packing::Padded.passes(&[5, 2], None);
+        assert_eq!(passes, [vec![Group { start: 0, prompts: 0..2, seq: 5, long: false }]]);
         assert_eq!(passes[0][0].rows(), 0..10);
+        assert!(Packing::Padded.passes(&[], None).is_empty());
+    }
+
+    #[test]
+    fn long_prompts_are_not_padded_with_short_ones() {
+        let passes = Packing::Padded.passes(&[9, 8, 4, 3], Some(4));
+        let groups = &passes[0];
+        assert_eq!((groups[0].rows(), groups[0].long), (0..18, true));
+        assert_eq!((groups[1].rows(), groups[1].long, groups[1].prompts.clone()), (18..26, false, 2..4));
     }
 }

@@ -58,9 +58,9 @@ impl Embedding {
         if prompt.is_empty() {
             return Err(EngineError::Input("a prompt without tokens has no attention pattern".to_owned()));
         }
-        if self.positions.is_some() && prompt.len() > self.n_ctx {
+        if prompt.len() > self.n_ctx {
             return Err(EngineError::Input(format!(
-                "the prompt has {} tokens, the model {} positions; truncate it",
+                "the prompt has {} tokens, the model's context {}; truncate it",
                 prompt.len(),
                 self.n_ctx
             )));

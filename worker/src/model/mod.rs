@@ -227,7 +227,7 @@ mod tests {
         assert_eq!(refused(vec![vec![]], &[0]), "a prompt without tokens has no attention pattern");
         assert_eq!(
             refused(vec![vec![0; 65]], &[0]),
-            "the prompt has 65 tokens, the model 64 positions; truncate it"
+            "the prompt has 65 tokens, the model's context 64; truncate it"
         );
         assert_eq!(
             refused(vec![vec![1, 307]], &[0]),

@@ -3,15 +3,26 @@
 use burn::tensor::{Device, Tensor, TensorData};
 use common::model::spec::{ModelSpec, Rotary, RotaryPairs};
 
+use super::batch::Group;
+
 /// The rotation of one or more layers.
 #[derive(Clone)]
 pub(super) struct RotaryTable {
-    /// `[positions, pairs]`.
+    /// `[positions, pairs]`, and as many rows again for long prompts where they differ.
     pub(super) cos: Tensor<2>,
-    /// `[positions, pairs]`.
+    /// Likewise.
     pub(super) sin: Tensor<2>,
+    /// Where long prompts' rows begin.
+    pub(super) long_start: usize,
     /// Which values form a pair.
     pub(super) pairs: RotaryPairs,
+}
+
+impl RotaryTable {
+    /// The row of a group's first position.
+    pub(super) fn start(&self, group: &Group) -> usize {
+        if group.long { self.long_start } else { 0 }
+    }
 }
 
 /// Every rotation a model uses: layers that rotate alike share one.
@@ -42,6 +53,11 @@ impl RotaryTables {
         RotaryTables { kinds, of_layer, tables: Vec::new(), positions: 0, device: device.clone() }
     }
 
+    /// Prompts of more tokens than this are long; none: no rotation makes a difference.
+    pub(super) fn beyond(&self) -> Option<usize> {
+        self.kinds.iter().find_map(|kind| kind.long.as_ref()).map(|long| long.beyond)
+    }
+
     /// Makes the tables long enough for prompts of `seq` tokens.
     pub(super) fn reach(&mut self, seq: usize) {
         if seq <= self.positions {
@@ -60,17 +76,21 @@ impl RotaryTables {
 
 fn table(rotary: &Rotary, positions: usize, device: &Device) -> RotaryTable {
     let pairs = rotary.inv_freq.len();
+    let sets: Vec<&[f32]> = [&rotary.inv_freq]
+        .into_iter()
+        .chain(rotary.long.as_ref().map(|long| &long.inv_freq))
+        .map(|set| &set[..])
+        .collect();
     let make = |function: fn(f64) -> f64| {
-        let values: Vec<f32> = (0..positions)
-            .flat_map(|position| {
-                rotary.inv_freq.iter().map(move |freq| {
-                    // The angle is rounded to f32 as Hugging Face rounds it; its cosine is not at fault then.
-                    let angle = position as f32 * freq;
-                    function(f64::from(angle)) as f32 * rotary.attention_scaling
-                })
-            })
-            .collect();
-        Tensor::from_data(TensorData::new(values, [positions, pairs]), device)
+        let mut values = Vec::with_capacity(sets.len() * positions * pairs);
+        for (set, position) in sets.iter().flat_map(|set| (0..positions).map(move |position| (set, position)))
+        {
+            // The angle is rounded to f32 as Hugging Face rounds it; its cosine is not at fault then.
+            let angles = set.iter().map(|freq| f64::from(position as f32 * freq));
+            values.extend(angles.map(|angle| function(angle) as f32 * rotary.attention_scaling));
+        }
+        Tensor::from_data(TensorData::new(values, [sets.len() * positions, pairs]), device)
     };
-    RotaryTable { cos: make(f64::cos), sin: make(f64::sin), pairs: rotary.pairs }
+    let long_start = if rotary.long.is_some() { positions } else { 0 };
+    RotaryTable { cos: make(f64::cos), sin: make(f64::sin), long_start, pairs: rotary.pairs }
 }

@@ -71,7 +71,7 @@ impl Engine for Transformer {
         }
         let lengths: Vec<usize> = batch.prompts.iter().map(Vec::len).collect();
         self.rotary.reach(lengths.iter().copied().max().unwrap_or(0));
-        for groups in &self.packing.passes(&lengths) {
+        for groups in &self.packing.passes(&lengths, self.rotary.beyond()) {
             self.pass(batch, groups, layers, highest, sink)?;
         }
         Ok(())

@@ -4,10 +4,10 @@ use serde_json::{Map, Value};
 
 use super::{
     config::{ActivationName, Keys, SpecError, hf_config},
-    rope::{Rope, RopeKeys},
+    rope::{RopeKeys, rotary},
 };
 use crate::model::{
-    spec::{Activation, Family, LayerSpec, ModelSpec, Norm, NormKind, Positions, RotaryPairs},
+    spec::{Activation, Family, LayerSpec, ModelSpec, Norm, NormKind, Positions},
     weights::{Affine, Layout, Mlp, Qkv, Residual, WeightTable, linear, norm},
 };
 
@@ -42,21 +42,19 @@ pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
     let kv_heads = config.num_key_value_heads;
     keys.divide("num_attention_heads", heads, kv_heads, "num_key_value_heads")?;
     let d_head = config.head_dim;
-    let rope = Rope::read(
+    let rotary = rotary(
         keys,
         &RopeKeys {
             parameters: config.rope_parameters.as_ref(),
             scaling: config.rope_scaling.as_ref(),
             theta: config.rope_theta,
             partial: None,
-            original_context: config.max_position_embeddings,
+            original_context: None,
+            context: config.max_position_embeddings,
+            d_head,
         },
     )?;
-    let layer = LayerSpec {
-        score_scale: (d_head as f64).powf(-0.5),
-        window: None,
-        rotary: Some(rope.rotary(d_head, RotaryPairs::HalfSplit)),
-    };
+    let layer = LayerSpec { score_scale: (d_head as f64).powf(-0.5), window: None, rotary: Some(rotary) };
     let activation = match config.hidden_act.activation {
         Activation::GeluErf => Activation::GeluTanh,
         other => other,
@@ -80,7 +78,7 @@ pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
         positions: Positions::Rotary,
         norm: Norm { kind: NormKind::RmsPlusOne, eps: config.rms_norm_eps },
         score_softcap: None,
-        activation: activation,
+        activation,
         act_fn: if activation == Activation::GeluTanh {
             "gelu_new".to_owned()
         } else {

@@ -4,10 +4,10 @@ use serde_json::{Map, Value};
 
 use super::{
     config::{ActivationName, Keys, SpecError, hf_config, sliding_layers},
-    rope::{Rope, RopeKeys},
+    rope::{RopeKeys, rotary},
 };
 use crate::model::{
-    spec::{Family, LayerSpec, ModelSpec, Norm, NormKind, Positions, RotaryPairs},
+    spec::{Family, LayerSpec, ModelSpec, Norm, NormKind, Positions},
     weights::{Affine, Layout, Mlp, Qkv, Residual, WeightTable, linear, norm},
 };
 
@@ -44,14 +44,16 @@ pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
     let kv_heads = config.num_key_value_heads;
     keys.divide("num_attention_heads", heads, kv_heads, "num_key_value_heads")?;
     let d_head = config.head_dim;
-    let rope = Rope::read(
+    let rotary = rotary(
         keys,
         &RopeKeys {
             parameters: config.rope_parameters.as_ref(),
             scaling: config.rope_scaling.as_ref(),
             theta: config.rope_theta,
             partial: None,
-            original_context: config.max_position_embeddings,
+            original_context: None,
+            context: config.max_position_embeddings,
+            d_head,
         },
     )?;
     let usual = |layer| layer % 2 == 0;
@@ -59,7 +61,7 @@ pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
     let layers = sliding.into_iter().map(|sliding| LayerSpec {
         score_scale: config.query_pre_attn_scalar.powf(-0.5),
         window: sliding.then_some(config.sliding_window),
-        rotary: Some(rope.rotary(d_head, RotaryPairs::HalfSplit)),
+        rotary: Some(rotary.clone()),
     });
     Ok(ModelSpec {
         family: Family::Gemma2,

@@ -5,10 +5,10 @@ use serde_json::{Map, Value};
 
 use super::{
     config::{ActivationName, Keys, SpecError, hf_config, sliding_layers},
-    rope::{Rope, RopeKeys},
+    rope::{RopeKeys, rotary},
 };
 use crate::model::{
-    spec::{Family, LayerSpec, ModelSpec, Norm, NormKind, Positions, RotaryPairs},
+    spec::{Family, LayerSpec, ModelSpec, Norm, NormKind, Positions},
     weights::{Affine, Layout, Mlp, QkNorm, QkNormSpan, Qkv, Residual, WeightTable, linear, norm},
 };
 
@@ -54,17 +54,18 @@ pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
     let sliding = sliding_layers(keys, config.layer_types.as_deref(), config.num_hidden_layers, usual)?;
     let rope = |kind: &str, scaling: Option<&Map<String, Value>>, theta: f64| {
         let parameters = config.rope_parameters.as_ref().and_then(|kinds| kinds.get(kind));
-        let rope = Rope::read(
+        rotary(
             keys,
             &RopeKeys {
                 parameters: parameters.and_then(Value::as_object),
                 scaling,
                 theta,
                 partial: None,
-                original_context: config.max_position_embeddings,
+                original_context: None,
+                context: config.max_position_embeddings,
+                d_head,
             },
-        )?;
-        Ok(rope.rotary(d_head, RotaryPairs::HalfSplit))
+        )
     };
     let global = rope("full_attention", config.rope_scaling.as_ref(), config.rope_theta)?;
     let local = rope("sliding_attention", None, config.rope_local_base_freq)?;

@@ -24,8 +24,9 @@ hf_config! {
     }
     only {}
     unused {
-        attn_pdrop, embd_pdrop, n_ctx, reorder_and_upcast_attn, resid_pdrop, summary_activation,
-        summary_first_dropout, summary_proj_to_labels, summary_type, summary_use_proj,
+        attn_pdrop, embd_pdrop, n_ctx, n_special, output_past, predict_special_tokens,
+        reorder_and_upcast_attn, resid_pdrop, summary_activation, summary_first_dropout,
+        summary_proj_to_labels, summary_type, summary_use_proj,
     }
 }
 

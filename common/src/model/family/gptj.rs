@@ -40,6 +40,7 @@ pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
         window: None,
         rotary: Some(Rotary {
             inv_freq: inverse_frequencies(10_000.0, config.rotary_dim),
+            long: None,
             attention_scaling: 1.0,
             pairs: RotaryPairs::Adjacent,
         }),

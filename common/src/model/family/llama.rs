@@ -4,10 +4,10 @@ use serde_json::{Map, Value};
 
 use super::{
     config::{ActivationName, Keys, SpecError, hf_config},
-    rope::{Rope, RopeKeys},
+    rope::{RopeKeys, rotary},
 };
 use crate::model::{
-    spec::{Family, LayerSpec, ModelSpec, Norm, NormKind, Positions, RotaryPairs},
+    spec::{Family, LayerSpec, ModelSpec, Norm, NormKind, Positions},
     weights::{Affine, Layout, Mlp, Qkv, Residual, WeightTable, linear, norm},
 };
 
@@ -30,8 +30,8 @@ hf_config! {
         rope_scaling: Option<Map<String, Value>>,
         rope_theta: f64 = 10_000.0,
     }
-    only {  }
-    unused { attention_dropout, max_sequence_length, pretraining_tp }
+    only { rope_interleaved: false }
+    unused { attention_dropout, is_llama_config, max_sequence_length, pretraining_tp }
 }
 
 pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
@@ -43,21 +43,19 @@ pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
         Some(width) => width,
         None => keys.divide("hidden_size", config.hidden_size, heads, "num_attention_heads")?,
     };
-    let rope = Rope::read(
+    let rotary = rotary(
         keys,
         &RopeKeys {
             parameters: config.rope_parameters.as_ref(),
             scaling: config.rope_scaling.as_ref(),
             theta: config.rope_theta,
             partial: None,
-            original_context: config.max_position_embeddings,
+            original_context: None,
+            context: config.max_position_embeddings,
+            d_head,
         },
     )?;
-    let layer = LayerSpec {
-        score_scale: (d_head as f64).powf(-0.5),
-        window: None,
-        rotary: Some(rope.rotary(d_head, RotaryPairs::HalfSplit)),
-    };
+    let layer = LayerSpec { score_scale: (d_head as f64).powf(-0.5), window: None, rotary: Some(rotary) };
     Ok(ModelSpec {
         family: Family::Llama,
         architecture: keys.architecture("LlamaForCausalLM"),

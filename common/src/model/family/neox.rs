@@ -5,10 +5,10 @@ use serde_json::{Map, Value};
 
 use super::{
     config::{ActivationName, Keys, SpecError, hf_config},
-    rope::{Rope, RopeKeys},
+    rope::{RopeKeys, rotary},
 };
 use crate::model::{
-    spec::{Family, LayerSpec, ModelSpec, Norm, NormKind, Positions, RotaryPairs},
+    spec::{Family, LayerSpec, ModelSpec, Norm, NormKind, Positions},
     weights::{Affine, FusedOrder, Layout, Mlp, Qkv, Residual, WeightTable, linear, norm},
 };
 
@@ -35,7 +35,7 @@ hf_config! {
         partial_rotary_factor: Option<f64>,
     }
     only {}
-    unused { attention_dropout, hidden_dropout }
+    unused { attention_dropout, attention_probs_dropout_prob, hidden_dropout, hidden_dropout_prob }
 }
 
 pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
@@ -54,21 +54,19 @@ pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
     }
     let d_head =
         keys.divide("hidden_size", config.hidden_size, config.num_attention_heads, "num_attention_heads")?;
-    let rope = Rope::read(
+    let rotary = rotary(
         keys,
         &RopeKeys {
             parameters: config.rope_parameters.as_ref(),
             scaling: config.rope_scaling.as_ref(),
             theta: config.rotary_emb_base,
             partial: Some(config.rotary_pct),
-            original_context: config.max_position_embeddings,
+            original_context: None,
+            context: config.max_position_embeddings,
+            d_head,
         },
     )?;
-    let layer = LayerSpec {
-        score_scale: (d_head as f64).powf(-0.5),
-        window: None,
-        rotary: Some(rope.rotary(d_head, RotaryPairs::HalfSplit)),
-    };
+    let layer = LayerSpec { score_scale: (d_head as f64).powf(-0.5), window: None, rotary: Some(rotary) };
     Ok(ModelSpec {
         family: Family::GptNeoX,
         architecture: keys.architecture("GPTNeoXForCausalLM"),

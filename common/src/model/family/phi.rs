@@ -4,10 +4,10 @@ use serde_json::{Map, Value};
 
 use super::{
     config::{ActivationName, Keys, SpecError, hf_config},
-    rope::{Rope, RopeKeys},
+    rope::{RopeKeys, rotary},
 };
 use crate::model::{
-    spec::{Family, LayerSpec, ModelSpec, Norm, NormKind, Positions, RotaryPairs},
+    spec::{Family, LayerSpec, ModelSpec, Norm, NormKind, Positions},
     weights::{Affine, Layout, Mlp, QkNorm, QkNormSpan, Qkv, Residual, WeightTable, linear, norm},
 };
 
@@ -30,7 +30,7 @@ hf_config! {
         rope_theta: f64 = 10_000.0,
         partial_rotary_factor: f64 = 0.5,
     }
-    only {  }
+    only {}
     unused { attention_dropout, embd_pdrop, resid_pdrop }
 }
 
@@ -40,21 +40,19 @@ pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
     let kv_heads = config.num_key_value_heads.unwrap_or(heads);
     keys.divide("num_attention_heads", heads, kv_heads, "num_key_value_heads")?;
     let d_head = keys.divide("hidden_size", config.hidden_size, heads, "num_attention_heads")?;
-    let rope = Rope::read(
+    let rotary = rotary(
         keys,
         &RopeKeys {
             parameters: config.rope_parameters.as_ref(),
             scaling: config.rope_scaling.as_ref(),
             theta: config.rope_theta,
             partial: Some(config.partial_rotary_factor),
-            original_context: config.max_position_embeddings,
+            original_context: None,
+            context: config.max_position_embeddings,
+            d_head,
         },
     )?;
-    let layer = LayerSpec {
-        score_scale: (d_head as f64).powf(-0.5),
-        window: None,
-        rotary: Some(rope.rotary(d_head, RotaryPairs::HalfSplit)),
-    };
+    let layer = LayerSpec { score_scale: (d_head as f64).powf(-0.5), window: None, rotary: Some(rotary) };
     Ok(ModelSpec {
         family: Family::Phi,
         architecture: keys.architecture("PhiForCausalLM"),

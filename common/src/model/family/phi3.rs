@@ -4,10 +4,10 @@ use serde_json::{Map, Value};
 
 use super::{
     config::{ActivationName, Keys, SpecError, hf_config},
-    rope::{Rope, RopeKeys},
+    rope::{RopeKeys, rotary},
 };
 use crate::model::{
-    spec::{Family, LayerSpec, ModelSpec, Norm, NormKind, Positions, RotaryPairs},
+    spec::{Family, LayerSpec, ModelSpec, Norm, NormKind, Positions},
     weights::{Affine, FusedOrder, Layout, Mlp, Qkv, Residual, WeightTable, linear, norm},
 };
 
@@ -34,7 +34,9 @@ hf_config! {
         partial_rotary_factor: f64 = 1.0,
     }
     only { attention_bias: false, mlp_bias: false }
-    unused { attention_dropout, auto_map, embd_pdrop, resid_pdrop }
+    unused {
+        attention_dropout, embd_pdrop, full_attn_mod, interpolate_factor, lm_head_bias, resid_pdrop,
+    }
 }
 
 pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
@@ -46,20 +48,22 @@ pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
         Some(width) => width,
         None => keys.divide("hidden_size", config.hidden_size, heads, "num_attention_heads")?,
     };
-    let rope = Rope::read(
+    let rotary = rotary(
         keys,
         &RopeKeys {
             parameters: config.rope_parameters.as_ref(),
             scaling: config.rope_scaling.as_ref(),
             theta: config.rope_theta,
             partial: Some(config.partial_rotary_factor),
-            original_context: config.original_max_position_embeddings,
+            original_context: Some(config.original_max_position_embeddings),
+            context: config.max_position_embeddings,
+            d_head,
         },
     )?;
     let layer = LayerSpec {
         score_scale: (d_head as f64).powf(-0.5),
         window: config.sliding_window,
-        rotary: Some(rope.rotary(d_head, RotaryPairs::HalfSplit)),
+        rotary: Some(rotary),
     };
     Ok(ModelSpec {
         family: Family::Phi3,

@@ -4,10 +4,10 @@ use serde_json::{Map, Value};
 
 use super::{
     config::{ActivationName, Keys, SpecError, hf_config, sliding_layers},
-    rope::{Rope, RopeKeys},
+    rope::{RopeKeys, rotary},
 };
 use crate::model::{
-    spec::{Family, LayerSpec, ModelSpec, Norm, NormKind, Positions, RotaryPairs},
+    spec::{Family, LayerSpec, ModelSpec, Norm, NormKind, Positions},
     weights::{Affine, Layout, Mlp, QkNorm, QkNormSpan, Qkv, Residual, WeightTable, linear, norm},
 };
 
@@ -34,7 +34,7 @@ hf_config! {
         rope_scaling: Option<Map<String, Value>>,
         rope_theta: f64 = 10_000.0,
     }
-    only {  }
+    only {}
     unused { attention_dropout }
 }
 
@@ -44,14 +44,16 @@ pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
     let kv_heads = config.num_key_value_heads.unwrap_or(heads);
     keys.divide("num_attention_heads", heads, kv_heads, "num_key_value_heads")?;
     let d_head = config.head_dim;
-    let rope = Rope::read(
+    let rotary = rotary(
         keys,
         &RopeKeys {
             parameters: config.rope_parameters.as_ref(),
             scaling: config.rope_scaling.as_ref(),
             theta: config.rope_theta,
             partial: None,
-            original_context: config.max_position_embeddings,
+            original_context: None,
+            context: config.max_position_embeddings,
+            d_head,
         },
     )?;
     let window = config.sliding_window.filter(|_| config.use_sliding_window);
@@ -68,7 +70,7 @@ pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
     let layers = sliding.into_iter().map(|sliding| LayerSpec {
         score_scale: (d_head as f64).powf(-0.5),
         window: window.filter(|_| sliding),
-        rotary: Some(rope.rotary(d_head, RotaryPairs::HalfSplit)),
+        rotary: Some(rotary.clone()),
     });
     Ok(ModelSpec {
         family: Family::Qwen3,

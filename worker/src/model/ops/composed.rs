@@ -66,7 +66,8 @@ pub(super) fn rotate(
         let (batch, seq) = (group.batch(), group.seq);
         // [batch, seq, head, value]
         let values = x.clone().slice([group.rows(), 0..rotated]).reshape([batch, seq, heads, width]);
-        let angle = |table: &Tensor<2>| table.clone().slice([0..seq, 0..pairs]);
+        let start = table.start(group);
+        let angle = |table: &Tensor<2>| table.clone().slice([start..start + seq, 0..pairs]);
         let (cos, sin) = (angle(&table.cos), angle(&table.sin));
         let all = [0..batch, 0..seq, 0..heads];
         let part = |from: usize, to: usize| {

@@ -98,10 +98,10 @@ unsafe fn avx512<const ROWS: usize, const PACKED: bool>(tile: Tile, a_row: usize
         for p in 0..k {
             let b0 = _mm512_loadu_ps(b.add(p * PANEL));
             let b1 = _mm512_loadu_ps(b.add(p * PANEL + 16));
-            for r in 0..ROWS {
+            for (r, sums) in sums.iter_mut().enumerate() {
                 let value = _mm512_set1_ps(*a.add(place::<ROWS, PACKED>(r, p, a_row)));
-                sums[r][0] = _mm512_fmadd_ps(value, b0, sums[r][0]);
-                sums[r][1] = _mm512_fmadd_ps(value, b1, sums[r][1]);
+                sums[0] = _mm512_fmadd_ps(value, b0, sums[0]);
+                sums[1] = _mm512_fmadd_ps(value, b1, sums[1]);
             }
         }
         let all = (1u64 << columns) - 1;
@@ -129,10 +129,10 @@ unsafe fn avx2<const ROWS: usize, const PACKED: bool>(tile: Tile, a_row: usize) 
             for p in 0..k {
                 let b0 = _mm256_loadu_ps(b.add(p * PANEL));
                 let b1 = _mm256_loadu_ps(b.add(p * PANEL + 8));
-                for r in 0..ROWS {
+                for (r, sums) in sums.iter_mut().enumerate() {
                     let value = _mm256_broadcast_ss(&*a.add(place::<ROWS, PACKED>(r, p, a_row)));
-                    sums[r][0] = _mm256_fmadd_ps(value, b0, sums[r][0]);
-                    sums[r][1] = _mm256_fmadd_ps(value, b1, sums[r][1]);
+                    sums[0] = _mm256_fmadd_ps(value, b0, sums[0]);
+                    sums[1] = _mm256_fmadd_ps(value, b1, sums[1]);
                 }
             }
             let width = (columns - half * 16).min(16);

@@ -29,7 +29,7 @@ pub(super) fn exp<const FUSED: bool>(x: f32) -> f32 {
     p = fma::<FUSED>(p, r, 8.333_452e-3);
     p = fma::<FUSED>(p, r, 4.166_579_6e-2);
     p = fma::<FUSED>(p, r, 1.666_666_5e-1);
-    p = fma::<FUSED>(p, r, 5.000_000_1e-1);
+    p = fma::<FUSED>(p, r, 0.5);
     let e = fma::<FUSED>(p * r, r, r) + 1.0;
     // `to_int_unchecked` without the unsafe: the sum's low bits are the integer.
     let power = (n + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
@@ -67,7 +67,7 @@ pub(super) fn erf<const FUSED: bool>(x: f32) -> f32 {
         -2.101_024e-6,
         -5.692_506_5e-5,
         -7.349_906e-4,
-        -2.954_599_8e-3,
+        -2.954_6e-3,
         -1.609_603_3e-2,
     ];
     const DENOMINATOR: [f32; 5] =
@@ -96,7 +96,7 @@ fn silu<const FUSED: bool>(x: f32) -> f32 {
 /// `0.5 x (1 + tanh(u))` with `u = sqrt(2/pi) (x + 0.044715 x^3)`, which is `x * sigmoid(2 u)`.
 #[inline(always)]
 fn gelu_tanh<const FUSED: bool>(x: f32) -> f32 {
-    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
     let u = TWICE_SQRT_2_OVER_PI * x * fma::<FUSED>(0.044_715 * x, x, 1.0);
     x / (1.0 + exp::<FUSED>(-u))
 }

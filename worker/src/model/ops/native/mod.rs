@@ -59,7 +59,7 @@ pub(super) trait NativeOps: Backend {
     /// `act(x[.., ..d]) * x[.., d..]`.
     fn native_gate(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
 
-    /// Rotates the leading `heads` heads of every row by its position.
+    /// Rotates the leading `heads` heads of every row by its position; with each group, its first angles' row.
     fn native_rotate(
         x: FloatTensor<Self>,
         cos: FloatTensor<Self>,
@@ -67,7 +67,7 @@ pub(super) trait NativeOps: Backend {
         pairs: RotaryPairs,
         heads: usize,
         width: usize,
-        groups: Vec<Group>,
+        groups: Vec<(Group, usize)>,
     ) -> FloatTensor<Self>;
 
     /// Patterns `[batch, head, query, key]` of every group, then the values mixed, where there are any.
@@ -126,16 +126,16 @@ impl NativeOps for Flex {
         pairs: RotaryPairs,
         heads: usize,
         width: usize,
-        groups: Vec<Group>,
+        groups: Vec<(Group, usize)>,
     ) -> FlexTensor {
         let [rows, total] = dims(&x);
         let [_, angles] = dims(&cos);
         let (cos, sin) = (values(&cos), values(&sin));
         let mut turned = into_values(x);
-        for group in &groups {
+        for (group, start) in &groups {
             let range = group.rows().start * total..group.rows().end * total;
             turned[range].par_chunks_mut(total).enumerate().with_min_len(8).for_each(|(row, values)| {
-                let position = row % group.seq;
+                let position = start + row % group.seq;
                 let angles = position * angles..(position + 1) * angles;
                 let heads = &mut values[..heads * width];
                 rotate_heads(Isa::best(), heads, width, &cos[angles.clone()], &sin[angles], pairs);
@@ -264,7 +264,7 @@ pub(super) fn rotate(
         table.pairs,
         heads,
         width,
-        groups.to_vec(),
+        groups.iter().map(|group| (group.clone(), table.start(group))).collect(),
     ))
 }
 
