@@ -151,9 +151,9 @@ mod tests {
                  other name `n_layer` says",
             ),
             (
-                refused("llama-tiny", json!({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}})),
-                "config.json: `rope_scaling.rope_type` is \"yarn\", which is not supported for Llama; supported: \
-                 default, linear, llama3",
+                refused("llama-tiny", json!({"rope_scaling": {"rope_type": "mrope", "factor": 4.0}})),
+                "config.json: `rope_scaling.rope_type` is \"mrope\", which is not supported for Llama; supported: \
+                 default, linear, dynamic, yarn, longrope, llama3",
             ),
             (
                 refused("llama-tiny", json!({"rope_parameters": {"rope_type": "default", "mscale": 1.0}})),
