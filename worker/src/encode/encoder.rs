@@ -64,6 +64,11 @@ impl Encoder {
         }
     }
 
+    /// The number type its entries have.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
     /// One layer as an array of its own, of shape `(1, n_heads, n, n)`.
     pub fn encode(&mut self, name: &str, pattern: PatternView<'_>) -> Entry {
         let shape = vec![1, pattern.n_heads(), pattern.n(), pattern.n()];

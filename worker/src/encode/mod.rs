@@ -37,7 +37,9 @@ mod huffman;
 mod kernel;
 mod pattern;
 mod piece;
+mod report;
 mod runs;
+mod sample;
 mod tables;
 mod values;
 
@@ -45,6 +47,8 @@ pub use compression::{Compression, UnknownCompression, ZlibLevel};
 pub use encoder::Encoder;
 pub use pattern::PatternView;
 pub use piece::{Piece, stack};
+pub use report::{EncodeComparison, EncodeReport, compare, measure};
+pub use sample::{Sample, SampleError};
 
 #[cfg(test)]
 mod tests;

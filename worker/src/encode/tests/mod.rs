@@ -1,5 +1,7 @@
 //! Whatever goes in comes out, by several inflaters that share no code with the encoder or each other.
 
+mod fuzz;
+
 use common::capture::Dtype;
 use common::npz::{Entry, NpyHeader, STACKED_ENTRY_NAME, write_npz};
 use half::f16;

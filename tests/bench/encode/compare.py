@@ -1,0 +1,103 @@
+"""How fast and how small encoders write the arrays of npz files: compare.py WORKER FILE.npz...
+
+Run it through `run`, which makes what it needs. Each encoder gets the same arrays on one core, in turn; its fastest
+round counts. numpy is `savez_compressed` into memory; the libraries get the bytes of each array as one raw deflate
+stream and no checksum, which is in their favour; `worker bench encode` includes checksums. Theirs is processor time
+and the worker's wall time, so other load on the machine does not count against them. Prints a Markdown table: speed
+in uncompressed MB/s and as a multiple of numpy's, ratio, and size beside numpy's. Exits with 1 where the worker
+misses its targets: 25 times numpy's speed at no more than numpy's size.
+"""
+
+import io
+import json
+import pathlib
+import subprocess
+import sys
+import time
+import zipfile
+import zlib
+
+import deflate
+import numpy as np
+from isal import isal_zlib
+from zlib_ng import zlib_ng
+
+SPEED_TARGET = 25
+ROUNDS = 3
+
+
+def npy(array: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    np.lib.format.write_array(out, array)
+    return out.getvalue()
+
+
+def stream(make) -> "callable":
+    """An encoder of arrays by a library with zlib's interface."""
+
+    def encode(arrays: dict[str, bytes]) -> int:
+        size = 0
+        for data in arrays.values():
+            compressor = make()
+            size += len(compressor.compress(data)) + len(compressor.flush())
+        return size
+
+    return encode
+
+
+ENCODERS = {
+    "zlib 6": stream(lambda: zlib.compressobj(6, zlib.DEFLATED, -15)),
+    "zlib-ng 1": stream(lambda: zlib_ng.compressobj(1, zlib_ng.DEFLATED, -15)),
+    "zlib-ng, runs only": stream(lambda: zlib_ng.compressobj(1, zlib_ng.DEFLATED, -15, 8, zlib_ng.Z_RLE)),
+    "libdeflate 1": lambda arrays: sum(len(deflate.deflate_compress(data, 1)) for data in arrays.values()),
+    "ISA-L 1": stream(lambda: isal_zlib.compressobj(1, isal_zlib.DEFLATED, -15)),
+}
+
+
+def fastest(encode, arrays) -> tuple[float, int]:
+    best, size = float("inf"), 0
+    for _ in range(ROUNDS):
+        start = time.process_time()
+        size = encode(arrays)
+        best = min(best, time.process_time() - start)
+    return best, size
+
+
+def numpys(arrays: dict[str, np.ndarray]) -> int:
+    out = io.BytesIO()
+    np.savez_compressed(out, **arrays)
+    with zipfile.ZipFile(out) as archive:
+        return sum(entry.compress_size for entry in archive.infolist())
+
+
+def main(worker: str, files: list[str]) -> int:
+    missed = []
+    print("| data | encoder | MB/s | x numpy | ratio | size beside numpy's |\n|---|---|--:|--:|--:|--:|")
+    for file in files:
+        with np.load(file) as archive:
+            arrays = {name: archive[name] for name in archive}
+        raw = {name: npy(array) for name, array in arrays.items()}
+        total = sum(map(len, raw.values()))
+        seconds, numpy_size = fastest(numpys, arrays)
+        numpy_speed = total / seconds / 1e6
+        rows = [("numpy savez_compressed", numpy_speed, numpy_size / total)]
+        for name, encode in ENCODERS.items():
+            seconds, size = fastest(encode, raw)
+            rows.append((name, total / seconds / 1e6, size / total))
+        report = json.loads(subprocess.check_output([worker, "bench", "encode", "--json", file]))
+        for name, figures in (("lenspool zlib:6", report["zlib6"]), ("**lenspool causal**", report)):
+            rows.append((name, figures["mb_per_s_per_core"], figures["ratio"]))
+        data = pathlib.Path(file).stem
+        for name, speed, ratio in rows:
+            beside = ratio / (numpy_size / total) - 1
+            print(f"| {data} | {name} | {speed:,.0f} | {speed / numpy_speed:.1f} | {ratio:.4f} | {beside:+.2%} |", flush=True)
+        speed, ratio = rows[-1][1:]
+        if speed < SPEED_TARGET * numpy_speed or ratio > numpy_size / total:
+            missed.append(data)
+    if missed:
+        print(f"missed {SPEED_TARGET} times numpy's speed, or numpy's size, on: {', '.join(missed)}", file=sys.stderr)
+    return bool(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))

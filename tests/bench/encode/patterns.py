@@ -1,0 +1,80 @@
+"""Makes attention patterns to measure encoders on: FOLDER/{kind}-{n}.npz, uncompressed, as a run names its arrays.
+
+Kinds:
+  gpt2    GPT-2 small's first layers with spread-out random weights on random embeddings
+  mixed   twelve heads from nearly uniform to nearly one-hot: random scores at twelve sharpnesses
+  sink    the same with most weight on the first token, as trained models often have it
+  local   attention in a window of a quarter of the prompt
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+
+N_HEADS, D_HEAD, D_MODEL = 12, 64, 768
+LENGTHS = (64, 128, 296, 512, 1024)
+
+
+def softmax(scores: np.ndarray, window: int | None = None) -> np.ndarray:
+    """Causal, over the last axis."""
+    n = scores.shape[-1]
+    query, key = np.ogrid[:n, :n]
+    hidden = key > query if window is None else (key > query) | (key <= query - window)
+    scores = np.where(hidden, np.float32(-np.inf), scores.astype(np.float32))
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True, dtype=np.float32)
+
+
+def gpt2(n: int, random: np.random.Generator, layers: int) -> list[np.ndarray]:
+    def weight(rows: int, columns: int, scale: float) -> np.ndarray:
+        return (random.standard_normal((rows, columns)) * scale).astype(np.float32)
+
+    def norm(x: np.ndarray) -> np.ndarray:
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+        gain = 1 + 0.1 * random.standard_normal(D_MODEL)
+        return (x * gain + 0.05 * random.standard_normal(D_MODEL)).astype(np.float32)
+
+    def heads(x: np.ndarray) -> np.ndarray:
+        # Six times GPT-2's initial scale: attention is then as uneven as a trained model's.
+        x = x @ weight(D_MODEL, D_MODEL, 0.12) + 0.05 * random.standard_normal(D_MODEL)
+        return x.astype(np.float32).reshape(n, N_HEADS, D_HEAD).transpose(1, 0, 2)
+
+    x, patterns = weight(n, D_MODEL, 0.03), []
+    for _ in range(layers):
+        normed = norm(x)
+        q, k, v = heads(normed), heads(normed), heads(normed)
+        pattern = softmax(q @ k.transpose(0, 2, 1) / np.sqrt(D_HEAD))
+        patterns.append(pattern)
+        x = x + (pattern @ v).transpose(1, 0, 2).reshape(n, D_MODEL) @ weight(D_MODEL, D_MODEL, 0.004)
+        hidden = norm(x) @ weight(D_MODEL, 4 * D_MODEL, 0.02)
+        hidden *= 0.5 * (1 + np.tanh(0.79788 * (hidden + 0.044715 * hidden**3)))
+        x = x + hidden @ weight(4 * D_MODEL, D_MODEL, 0.004)
+    return patterns
+
+
+def scores(n: int, random: np.random.Generator, sharpness: np.ndarray) -> np.ndarray:
+    q, k = (random.standard_normal((N_HEADS, n, D_HEAD), dtype=np.float32) for _ in range(2))
+    return q @ k.transpose(0, 2, 1) / np.sqrt(D_HEAD) * sharpness[:, None, None]
+
+
+def main(folder: pathlib.Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for n in LENGTHS:
+        random = np.random.default_rng(n)
+        sink = scores(n, random, 2 ** np.linspace(-1, 3, N_HEADS))
+        sink[:, :, 0] += np.linspace(3, 14, N_HEADS)[:, None]
+        kinds = {
+            "gpt2": gpt2(n, random, layers=2 if n < 1024 else 1),
+            "mixed": [softmax(scores(n, random, 2 ** np.linspace(-2, 5, N_HEADS)))],
+            "sink": [softmax(sink)],
+            "local": [softmax(scores(n, random, np.full(N_HEADS, 1.5)), window=n // 4)],
+        }
+        for kind, layers in kinds.items():
+            names = (f"blocks.{layer}.attn.hook_pattern" for layer in range(len(layers)))
+            arrays = (layer[None].astype("<f4") for layer in layers)
+            np.savez(folder / f"{kind}-{n:04}.npz", **dict(zip(names, arrays)))
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]))

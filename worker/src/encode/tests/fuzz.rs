@@ -1,0 +1,236 @@
+//! Random arrays of many kinds through the encoder and back through three inflaters.
+//!
+//! A few hundred cases in the test suite; a long run, seeded, and with numpy as a fourth reader, by
+//! `tests/fuzz/encode CASES SEED`. A failure names the seed of its case, which runs alone with that seed
+//! and one case.
+
+use common::capture::Dtype;
+use common::npz::{Entry, layer_entry_name, write_npz};
+use half::f16;
+
+use super::super::{Compression, Encoder, PatternView, stack};
+use super::{kernels, values_of};
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    fn chance(&mut self, one_in: usize) -> bool {
+        self.below(one_in) == 0
+    }
+
+    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.below(from.len())]
+    }
+}
+
+const ODD_BITS: [u32; 12] = [
+    0,
+    0x8000_0000,
+    1,
+    0x007f_ffff,
+    0x0080_0000,
+    0x3f80_0000,
+    0x7f80_0000,
+    0xff80_0000,
+    0x7fc0_0000,
+    0xffff_ffff,
+    0x0101_0101,
+    0x7f80_0001,
+];
+
+/// One case's array, as bits of float32.
+struct Case {
+    n_heads: usize,
+    n: usize,
+    causal: bool,
+    bits: Vec<u32>,
+}
+
+impl Case {
+    fn new(random: &mut Random) -> Self {
+        let n = match random.below(20) {
+            0 => 1 + random.below(3),
+            1 => 100 + random.below(300),
+            2..8 => random.pick(&[15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129]),
+            _ => 1 + random.below(70),
+        };
+        let n_heads = 1 + random.below(if n > 100 { 3 } else { 7 });
+        let mut source = Source::new(random);
+        let mask = random.below(8);
+        let width = 1 + random.below(n);
+        let mut bits: Vec<u32> = Vec::with_capacity(n_heads * n * n);
+        for head in 0..n_heads {
+            if head > 0 && random.chance(3) {
+                source = Source::new(random);
+            }
+            if head > 0 && random.chance(10) {
+                bits.extend_from_within(bits.len() - n * n..);
+                continue;
+            }
+            for query in 0..n {
+                for key in 0..n {
+                    let hidden = match mask {
+                        0..3 => key > query,
+                        3 => key > query || key + width <= query,
+                        4 => key < query,
+                        5 => random.chance(width),
+                        6 => key / width != query / width,
+                        _ => false,
+                    };
+                    bits.push(if hidden { 0 } else { source.next(random) });
+                }
+            }
+        }
+        for _ in 0..random.below(4) {
+            let at = random.below(bits.len());
+            bits[at] = random.pick(&ODD_BITS);
+        }
+        let causal = (0..bits.len()).all(|at| at % n <= at / n % n || bits[at] == 0);
+        Case { n_heads, n, causal, bits }
+    }
+}
+
+/// Where a head's values come from.
+enum Source {
+    Any,
+    /// Exponents of softmax output at some sharpness, the mantissa cut to some bits.
+    Softmax {
+        exponents: usize,
+        mantissa: u32,
+    },
+    Pool(Vec<u32>),
+    /// A value, kept for a while.
+    Steps {
+        value: u32,
+        change_one_in: usize,
+    },
+    Odd,
+}
+
+impl Source {
+    fn new(random: &mut Random) -> Self {
+        match random.below(8) {
+            0 => Source::Any,
+            1 => {
+                let size = 1 + random.below(300);
+                Source::Pool((0..size).map(|_| random.next() as u32).collect())
+            }
+            2 => Source::Steps { value: random.next() as u32, change_one_in: 1 + random.below(20) },
+            3 => Source::Odd,
+            _ => Source::Softmax {
+                exponents: 1 + random.below(100),
+                mantissa: !0 << random.pick(&[0, 0, 0, 13, 16]),
+            },
+        }
+    }
+
+    fn next(&mut self, random: &mut Random) -> u32 {
+        match self {
+            Source::Any => random.next() as u32,
+            Source::Softmax { exponents, mantissa } => {
+                let exponent = 127 - random.below(*exponents) as u32;
+                (exponent << 23 | random.next() as u32 >> 9) & *mantissa
+            }
+            Source::Pool(pool) => pool[random.below(pool.len())],
+            Source::Steps { value, change_one_in } => {
+                if random.chance(*change_one_in) {
+                    *value = random.next() as u32;
+                }
+                *value
+            }
+            Source::Odd => random.pick(&ODD_BITS),
+        }
+    }
+}
+
+/// Whether the bytes are the values, as float16 up to which NaN it is.
+fn same(found: &[u8], values: &[f32], dtype: Dtype) -> bool {
+    match dtype {
+        Dtype::Float32 => found == bytemuck::cast_slice::<f32, u8>(values),
+        Dtype::Float16 => found.as_chunks().0.iter().zip(values).all(|(&bytes, &value)| {
+            let (found, expected) = (f16::from_le_bytes(bytes), f16::from_f32(value));
+            found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan()
+        }),
+    }
+}
+
+fn run(seed: u64) -> Vec<(Entry, Vec<f32>)> {
+    let random = &mut Random(seed);
+    let Case { n_heads, n, causal, bits } = Case::new(random);
+    let values: Vec<f32> = bits.iter().copied().map(f32::from_bits).collect();
+    let shape = [1, n_heads, n, n];
+    let mut entries = Vec::new();
+    for dtype in [Dtype::Float32, Dtype::Float16] {
+        let mut first: Option<Entry> = None;
+        for kernel in kernels() {
+            let mut encoder = Encoder::with_kernel(Compression::Causal, dtype, kernel);
+            let entry = encoder.encode(&layer_entry_name(0), PatternView::new(&values, n_heads, n));
+            assert!(
+                same(&values_of(&entry, &shape, dtype), &values, dtype),
+                "seed {seed}: {kernel:?} {dtype:?}"
+            );
+            let first = first.get_or_insert(entry.clone());
+            assert!(*first == entry, "seed {seed}: {kernel:?} differs for {dtype:?}");
+            encoder.recycle(entry);
+
+            let padded = n + random.below(9);
+            let mut batch = vec![f32::NAN; n_heads * padded * padded];
+            for (row, values) in values.chunks_exact(n).enumerate() {
+                batch[(row / n * padded + row % n) * padded..][..n].copy_from_slice(values);
+            }
+            let mut views = vec![PatternView::padded(&batch, n_heads, n, padded)];
+            let rows = values.chunks_exact(n).enumerate();
+            let packed: Vec<f32> = rows.flat_map(|(row, values)| &values[..row % n + 1]).copied().collect();
+            if causal {
+                views.push(PatternView::packed_causal(&packed, n_heads, n));
+            }
+            let pieces: Vec<_> = views.iter().map(|view| encoder.encode_piece(*view)).collect();
+            let layers = pieces.len();
+            let stacked = values_of(&stack("x", pieces), &[1, layers, n_heads, n, n], dtype);
+            let layer = n_heads * n * n * dtype.bytes();
+            let mut layers = stacked.chunks_exact(layer);
+            assert!(
+                layers.all(|layer| same(layer, &values, dtype)),
+                "seed {seed}: layouts, {kernel:?} {dtype:?}"
+            );
+        }
+        entries.push((first.expect("there is a kernel"), values.clone()));
+    }
+    entries
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is {text:?}, not a number")))
+}
+
+#[test]
+fn random_arrays_come_back_through_three_inflaters() {
+    let seed = number("LENSPOOL_FUZZ_SEED").unwrap_or(1);
+    let cases = number("LENSPOOL_FUZZ_CASES").unwrap_or(200);
+    // Some cases are left as files, one npz and one of raw float32 each, for other readers.
+    let folder = std::env::var_os("LENSPOOL_FUZZ_FOLDER").map(std::path::PathBuf::from);
+    for case in 0..cases {
+        let entries = run(seed + case);
+        let Some(folder) = &folder else { continue };
+        for (entry, values) in entries.into_iter().filter(|_| case % 20 == 0) {
+            let name = format!("{}-{}", seed + case, entry.uncompressed_len);
+            std::fs::write(folder.join(&name).with_extension("raw"), bytemuck::cast_slice(&values)).unwrap();
+            let mut file = std::fs::File::create(folder.join(&name).with_extension("npz")).unwrap();
+            write_npz(&[entry], &mut file).unwrap();
+        }
+    }
+}
