@@ -2,6 +2,9 @@
 //!
 //! A panel holds [`PANEL`] columns of B, `[k][PANEL]`, padded with zeros; see [`super::gemm`] for who packs it.
 
+// The row indexes registers and A alike; the compiler unrolls the loop either way.
+#![allow(clippy::needless_range_loop)]
+
 use super::isa::Isa;
 
 /// Columns of a panel.

@@ -3,6 +3,9 @@
 //! `FUSED` says whether multiply-add is one instruction (see [`super::isa`]). Errors are measured against
 //! f64 in the tests.
 
+// Coefficients are written as their sources print them.
+#![allow(clippy::excessive_precision)]
+
 use common::model::spec::Activation;
 
 use super::isa::for_each_isa;
