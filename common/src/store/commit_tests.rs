@@ -205,3 +205,42 @@ fn replace_makes_the_directory_and_replaces_whole() {
     assert_eq!(files(tmp.path()), ["gpt2/model_cfg.json"]);
     assert_eq!(fs::read(&target).unwrap(), b"{\"n_layers\": 12}");
 }
+
+/// A full disk, as it really is: needs the right to mount, and says so where it has none.
+#[test]
+#[ignore = "mounts a small tmpfs: run as root with --ignored"]
+fn a_full_file_system_leaves_no_torn_file_and_the_run_goes_on_when_there_is_room() {
+    let tmp = tempfile::tempdir().unwrap();
+    let mount = std::process::Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+        .arg(tmp.path())
+        .status();
+    assert!(mount.is_ok_and(|status| status.success()), "this test needs the right to mount a tmpfs");
+    let outcome = std::panic::catch_unwind(|| {
+        let store = Store::new(tmp.path(), &run());
+        let model = gpt2(&store);
+        let put = |text: &str| {
+            model.commit(&PromptHash::of(text), b"{\"hash\": \"x\"}", |file| {
+                file.write_all(&[7; 100_000]).map(|()| 100_000)
+            })
+        };
+        let texts: Vec<String> = (0..20).map(|i| i.to_string()).collect();
+        let (done, failed): (Vec<_>, Vec<_>) = texts.iter().partition(|text| put(text).is_ok());
+        assert!(done.len() >= 5 && failed.len() >= 5, "{} and {}", done.len(), failed.len());
+        let error = put(failed[0]).unwrap_err();
+        assert!(error.is_retryable() && error.to_string().contains("the file system is full"), "{error}");
+        for path in files(&tmp.path().join("gpt2")) {
+            assert!(path.ends_with("/activations.npz") || path.ends_with("/prompt.json"), "{path} stayed");
+        }
+        for text in &done {
+            let arrays = model.layout().activations(&PromptHash::of(text), ArrayLayout::PerLayer);
+            assert_eq!(fs::metadata(arrays).unwrap().len(), 100_000);
+        }
+        for text in &done {
+            fs::remove_dir_all(model.layout().prompt(&PromptHash::of(text))).unwrap();
+        }
+        put(failed[0]).unwrap();
+    });
+    let _ = std::process::Command::new("umount").arg("-l").arg(tmp.path()).status();
+    outcome.unwrap();
+}
