@@ -1,8 +1,6 @@
 //! Token ids to the first residual stream: `[rows, d_model]` on the host.
 //!
-//! The tables stay in the mapped file: a batch reads the rows its tokens name.
-
-use std::sync::Arc;
+//! The tables stay where the checkpoint has them, in a mapped file as a rule: a batch reads the rows its tokens name.
 
 use common::model::{
     spec::{ModelSpec, Positions},
@@ -10,19 +8,14 @@ use common::model::{
 };
 use rayon::prelude::*;
 
-use super::{
-    LoadError,
-    batch::Group,
-    checkpoint::{Checkpoint, Values},
-};
+use super::{LoadError, batch::Group, checkpoint::Checkpoint, values::Values};
 use crate::engine::EngineError;
 
 /// Token and learned position embeddings.
 pub(super) struct Embedding {
-    checkpoint: Arc<Checkpoint>,
-    tokens: String,
-    /// The table's name and how many of its first rows no position uses.
-    positions: Option<(String, usize)>,
+    tokens: Values,
+    /// The table and how many of its first rows no position uses.
+    positions: Option<(Values, usize)>,
     d_embed: usize,
     d_model: usize,
     d_vocab: usize,
@@ -31,20 +24,15 @@ pub(super) struct Embedding {
 }
 
 impl Embedding {
-    pub(super) fn new(checkpoint: Arc<Checkpoint>, spec: &ModelSpec, plan: &Plan) -> Result<Self, LoadError> {
+    pub(super) fn new(checkpoint: &Checkpoint, spec: &ModelSpec, plan: &Plan) -> Result<Self, LoadError> {
         let offset = match spec.positions {
             Positions::Learned { offset } => offset,
             Positions::Rotary | Positions::Alibi => 0,
         };
-        // Found now, a number type that cannot be read is the load's error and not the first batch's.
-        checkpoint.values(&plan.token_embedding)?;
-        if let Some(name) = &plan.position_embedding {
-            checkpoint.values(name)?;
-        }
+        let positions = plan.position_embedding.as_deref().map(|name| checkpoint.values(name));
         Ok(Embedding {
-            checkpoint,
-            tokens: plan.token_embedding.clone(),
-            positions: plan.position_embedding.clone().map(|name| (name, offset)),
+            tokens: checkpoint.values(&plan.token_embedding)?,
+            positions: positions.transpose()?.map(|values| (values, offset)),
             d_embed: spec.d_embed,
             d_model: spec.d_model,
             d_vocab: spec.d_vocab,
@@ -76,35 +64,29 @@ impl Embedding {
 
     /// The rows of `groups`, in order, for prompts that passed [`Self::check`]: token plus position.
     /// Padding rows are token 0's.
-    pub(super) fn rows(&self, prompts: &[Vec<u32>], groups: &[Group]) -> Result<Vec<f32>, EngineError> {
-        let (mut rows, positions) = self.rows_apart(prompts, groups)?;
+    pub(super) fn rows(&self, prompts: &[Vec<u32>], groups: &[Group]) -> Vec<f32> {
+        let (mut rows, positions) = self.rows_apart(prompts, groups);
         if let Some(positions) = positions {
             let width = 1 << 14;
             rows.par_chunks_mut(width).zip(positions.par_chunks(width)).for_each(|(rows, positions)| {
                 rows.iter_mut().zip(positions).for_each(|(value, position)| *value += position);
             });
         }
-        Ok(rows)
+        rows
     }
 
     /// As [`Self::rows`], `[rows, d_embed]` of tokens and `[rows, d_model]` of positions not yet added.
-    pub(super) fn rows_apart(
-        &self,
-        prompts: &[Vec<u32>],
-        groups: &[Group],
-    ) -> Result<(Vec<f32>, Option<Vec<f32>>), EngineError> {
-        let bug = |error: LoadError| EngineError::Device(error.to_string());
-        let table = self.checkpoint.values(&self.tokens).map_err(bug)?;
+    pub(super) fn rows_apart(&self, prompts: &[Vec<u32>], groups: &[Group]) -> (Vec<f32>, Option<Vec<f32>>) {
         let ids = places(groups, |prompt, at| prompts[prompt].get(at).map_or(0, |id| *id as usize));
-        let mut tokens = gather(table, &ids, self.d_embed);
+        let mut tokens = gather(&self.tokens, &ids, self.d_embed);
         if self.scale != 1.0 {
             tokens.iter_mut().for_each(|value| *value *= self.scale);
         }
-        let Some((name, offset)) = &self.positions else { return Ok((tokens, None)) };
-        let table = self.checkpoint.values(name).map_err(bug)?;
-        // A padding row can lie past the table; its values are never used.
-        let rows = places(groups, |_, at| at.min(self.n_ctx - 1) + offset);
-        Ok((tokens, Some(gather(table, &rows, self.d_model))))
+        let positions = self
+            .positions
+            .as_ref()
+            .map(|(table, offset)| gather(table, &places(groups, |_, at| at + offset), self.d_model));
+        (tokens, positions)
     }
 }
 
@@ -120,7 +102,7 @@ fn places(groups: &[Group], of: impl Fn(usize, usize) -> usize) -> Vec<usize> {
 }
 
 /// Rows of a table, one after the other.
-fn gather(table: Values<'_>, rows: &[usize], width: usize) -> Vec<f32> {
+fn gather(table: &Values, rows: &[usize], width: usize) -> Vec<f32> {
     let mut gathered = vec![0.0; rows.len() * width];
     gathered
         .par_chunks_mut(width)

@@ -10,12 +10,10 @@ mod embed;
 mod ops;
 mod rotary;
 mod transformer;
+mod values;
 mod weights;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::{Path, PathBuf};
 
 use common::model::{
     spec::ModelSpec,
@@ -38,21 +36,12 @@ use self::{
 pub enum LoadError {
     /// A directory without weights.
     #[error(
-        "no weights in {dir}: neither model.safetensors nor model.safetensors.index.json; \
+        "no weights in {dir}: no model.safetensors, no pytorch_model.bin and no index of shards; \
          give a directory that holds a whole checkpoint"
     )]
     NoWeights {
         /// The directory.
         dir: PathBuf,
-    },
-    /// Pickled weights only.
-    #[error(
-        "{path} is a pickle, which can run code when read, so it is not; convert it once with: python -c \"from \
-         transformers import AutoModelForCausalLM as M; M.from_pretrained('DIR').save_pretrained('DIR')\""
-    )]
-    Pickled {
-        /// The file.
-        path: PathBuf,
     },
     /// A file that cannot be read.
     #[error("cannot read {path}: {reason}")]
@@ -77,6 +66,14 @@ pub enum LoadError {
         tensor: String,
         /// What it is stored as.
         found: String,
+    },
+    /// A tensor that cannot be read.
+    #[error("cannot read tensor {tensor}: {reason}")]
+    Tensor {
+        /// The tensor.
+        tensor: String,
+        /// What went wrong.
+        reason: String,
     },
     /// The tensors are not those the configuration calls for.
     #[error("{dir}: {error}")]
@@ -129,7 +126,7 @@ fn load_as(
     if highest_layer >= n_layers {
         return Err(LoadError::NoSuchLayer { asked: highest_layer, n_layers });
     }
-    let checkpoint = Arc::new(Checkpoint::open(dir)?);
+    let checkpoint = Checkpoint::open(dir)?;
     let plan = Plan::new(spec, &checkpoint.header())
         .map_err(|error| LoadError::Tensors { dir: dir.to_owned(), error })?;
     let device = device.open()?;
@@ -138,7 +135,7 @@ fn load_as(
     Ok(Transformer {
         ops,
         packing,
-        embedding: Embedding::new(Arc::clone(&checkpoint), spec, &plan)?,
+        embedding: Embedding::new(&checkpoint, spec, &plan)?,
         embedding_projection: projection.transpose()?,
         embedding_norm: plan.embedding_norm.as_ref().map(|norm| loader.norm(norm)).transpose()?,
         layers: loader.layers(&plan, highest_layer)?,

@@ -88,7 +88,7 @@ impl Transformer {
         highest: usize,
         sink: &mut dyn PatternSink,
     ) -> Result<(), EngineError> {
-        let mut x = self.embed(batch, groups)?;
+        let mut x = self.embed(batch, groups);
         if let Some(norm) = &self.embedding_norm {
             x = self.ops.norm(x, norm);
         }
@@ -107,21 +107,21 @@ impl Transformer {
     }
 
     /// The stream before the first block and its norm: `[rows, d_model]`.
-    fn embed(&self, batch: &TokenBatch, groups: &[Group]) -> Result<Tensor<2>, EngineError> {
+    fn embed(&self, batch: &TokenBatch, groups: &[Group]) -> Tensor<2> {
         let to_device = |rows: Vec<f32>, width: usize| {
             let count = rows.len() / width;
             Tensor::<2>::from_data(TensorData::new(rows, [count, width]), &self.device)
         };
         let Some(projection) = &self.embedding_projection else {
-            return Ok(to_device(self.embedding.rows(&batch.prompts, groups)?, self.d_model));
+            return to_device(self.embedding.rows(&batch.prompts, groups), self.d_model);
         };
         // Only the tokens' part is narrow: positions are added in the stream's width.
-        let (tokens, positions) = self.embedding.rows_apart(&batch.prompts, groups)?;
+        let (tokens, positions) = self.embedding.rows_apart(&batch.prompts, groups);
         let tokens = self.ops.linear(to_device(tokens, projection.d_in), projection, None);
-        Ok(match positions {
+        match positions {
             None => tokens,
             Some(positions) => tokens + to_device(positions, self.d_model),
-        })
+        }
     }
 
     /// One block: `[rows, d_model]` to the same, or none where the block ends at its softmax.

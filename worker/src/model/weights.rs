@@ -9,11 +9,7 @@ use common::model::{
 };
 use rayon::prelude::*;
 
-use super::{
-    LoadError,
-    checkpoint::{Checkpoint, Values},
-    ops::Ops,
-};
+use super::{LoadError, checkpoint::Checkpoint, ops::Ops, values::Values};
 
 /// A linear layer. Made by [`Ops::linear_weight`], which decides how the weight lies.
 pub(super) struct Linear {
@@ -151,7 +147,7 @@ impl Loader<'_> {
         let mut start = 0;
         for part in parts {
             let values = self.checkpoint.values(&part.weight)?;
-            fill(&mut weight, d_out, start, part, values);
+            fill(&mut weight, d_out, start, part, &values);
             if let (Some(bias), Some(name)) = (&mut bias, &part.bias) {
                 let values = self.checkpoint.values(name)?;
                 let stored = part.features;
@@ -171,7 +167,7 @@ impl Loader<'_> {
 }
 
 /// Writes a stored weight into columns `start..start + plan.d_out` of `[d_in, d_out]`.
-fn fill(weight: &mut [f32], d_out: usize, start: usize, plan: &LinearPlan, values: Values<'_>) {
+fn fill(weight: &mut [f32], d_out: usize, start: usize, plan: &LinearPlan, values: &Values) {
     let stored = plan.features;
     let stored_out = values.len() / plan.d_in;
     match plan.layout {
