@@ -110,6 +110,11 @@ impl KnownModel {
         ModelShape { n_layers: self.spec.n_layers(), n_heads: self.spec.n_heads }
     }
 
+    /// What the user should know of its tokenizer, in a sentence.
+    pub fn warning(&self) -> Option<String> {
+        self.tokenizer.warning()
+    }
+
     /// What model_cfg.json says of BOS, and whether it is prepended in this run.
     pub fn bos(&self) -> (&BosFacts, bool) {
         (self.tokenizer.bos(), self.tokenizer.options().wants_bos())

@@ -158,3 +158,50 @@ fn an_interrupt_finishes_what_is_in_hand_and_says_how_to_go_on() {
     assert_eq!(rest["models"][0]["cached"], json!(committed));
     assert_eq!(check_committed(&save, MODEL), Ok(PROMPTS));
 }
+
+#[test]
+fn a_second_signal_stops_at_once_and_costs_nothing_that_was_committed() {
+    let dir = TempDir::new().unwrap();
+    let prompts = many_prompts(dir.path());
+    let save = dir.path().join("data");
+    let child = run(&prompts, &save).spawn().unwrap();
+    let begin = Instant::now();
+    while check_committed(&save, MODEL).unwrap_or(0) == 0 {
+        assert!(begin.elapsed() < Duration::from_secs(60), "nothing was committed in a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    for _ in 0..2 {
+        Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let ended = tests::Ended::from(child.wait_with_output().unwrap());
+    assert!(ended.code == Some(130) || ended.code == Some(0), "{ended:#?}");
+    let committed = check_committed(&save, MODEL).unwrap();
+    let rest = end(run(&prompts, &save)).expect(0).json();
+    assert_eq!(rest["models"][0]["cached"], json!(committed));
+    assert_eq!(check_committed(&save, MODEL), Ok(PROMPTS));
+    assert_eq!(strangers(&save), Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn two_runs_of_different_layers_at_once_end_with_both() {
+    let dir = TempDir::new().unwrap();
+    let prompts = many_prompts(dir.path());
+    let save = dir.path().join("data");
+    let spawn = |layers: &str| {
+        let mut command = run(&prompts, &save);
+        command.args(["--layers", layers]).spawn().unwrap()
+    };
+    for child in [spawn("0"), spawn("1")] {
+        tests::Ended::from(child.wait_with_output().unwrap()).expect(0);
+    }
+    check_committed(&save, MODEL).unwrap();
+    // Where both replaced a file within one fsync the later one has won; such a prompt is not cached for both.
+    let mut command = run(&prompts, &save);
+    command.args(["--layers", "0-1"]);
+    end(command).expect(0);
+    for prompt in prompt_dirs(&save, MODEL).values() {
+        let held: Vec<_> = read_npz(&prompt.join("activations.npz")).unwrap().into_keys().collect();
+        assert_eq!(held, ["blocks.0.attn.hook_pattern", "blocks.1.attn.hook_pattern"]);
+    }
+}

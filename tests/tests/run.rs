@@ -274,7 +274,11 @@ fn several_models_run_one_after_the_other_and_one_that_fails_does_not_stop_them(
         .iter()
         .map(|m| (m["model"].clone(), m["done"].clone()))
         .collect();
-    assert_eq!(done, [(json!(MODEL), json!(3)), (json!("neox-tiny"), json!(3))]);
+    assert_eq!(
+        done,
+        [(json!(MODEL), json!(3)), (json!("no-such-model"), json!(0)), (json!("neox-tiny"), json!(3))]
+    );
+    assert!(ended.json()["models"][1]["error"].as_str().unwrap().contains("no-such-model"), "{ended:#?}");
     assert_eq!(lines(&dir.path().join("models.jsonl")).len(), 2);
 }
 
@@ -315,6 +319,62 @@ fn models_says_what_is_supported_and_why_not() {
     command.arg("models").arg(dir.path());
     let ended = end(command).expect(78);
     assert!(ended.stdout.contains("mamba") && ended.stdout.contains("gpt2"), "{ended:#?}");
+}
+
+#[test]
+fn half_precision_takes_half_the_bytes_and_reads_back_within_its_bound() {
+    use ndarray_npy::ReadNpyExt;
+    let dir = TempDir::new().unwrap();
+    let (full, half) = (dir.path().join("full"), dir.path().join("half"));
+    run_raw(&full, &["-n", "3", "--stacked-heads"]).expect(0);
+    run_raw(&half, &["-n", "3", "--stacked-heads", "--dtype", "float16"]).expect(0);
+    let name = "activations-blocks.-.attn.hook_pattern.npy";
+    for (hash, prompt) in prompt_dirs(&full, MODEL) {
+        let exact = ndarray::ArrayD::<f32>::read_npy(fs::File::open(prompt.join(name)).unwrap()).unwrap();
+        let bytes = fs::read(half.join(MODEL).join("prompts").join(&hash).join(name)).unwrap();
+        let values = &bytes[bytes.len() - 2 * exact.len()..];
+        assert!(String::from_utf8_lossy(&bytes[..128]).contains("'<f2'"));
+        for (exact, stored) in exact.iter().zip(values.chunks_exact(2)) {
+            let stored = half_to_f32(u16::from_le_bytes([stored[0], stored[1]]));
+            let bound = (exact * 2f32.powi(-11)).max(2f32.powi(-25));
+            assert!((exact - stored).abs() <= bound, "{hash}: {exact} became {stored}");
+        }
+    }
+}
+
+/// IEEE 754 binary16 to binary32, for numbers from 0 to 1.
+fn half_to_f32(bits: u16) -> f32 {
+    let (exponent, fraction) = (i32::from(bits >> 10), f32::from(bits & 0x3ff));
+    if exponent == 0 {
+        fraction * 2f32.powi(-24)
+    } else {
+        (1.0 + fraction / 1024.0) * 2f32.powi(exponent - 15)
+    }
+}
+
+#[test]
+fn a_prompt_that_fails_is_named_and_the_others_are_done() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("prompts.jsonl");
+    let long = "word after word ".repeat(200);
+    fs::write(&path, format!("{}\n{}\n", json!({"text": "a short one"}), json!({"text": long}))).unwrap();
+    let run = |what: &str, code: i32| {
+        let save = dir.path().join(what);
+        let mut command = worker_run(&fixture(MODEL), &path, &save);
+        command.args(["--on-too-long", what]);
+        end(command).expect(code).json()["models"][0].clone()
+    };
+    let failed = run("fail", 65);
+    assert_eq!((&failed["done"], &failed["failed"]), (&json!(1), &json!(1)));
+    assert!(
+        failed["failures"][0]["reason"].as_str().unwrap().contains("tokens are more than the model's 64"),
+        "{failed:#}"
+    );
+    assert!(failed["failures"][0]["hash"].is_string());
+    assert_eq!(
+        (run("skip", 0)["skipped"].clone(), run("truncate", 0)["truncated"].clone()),
+        (json!(1), json!(1))
+    );
 }
 
 /// numpy and the real pattern_lens read what was written, and its figures step runs on it.

@@ -4,8 +4,10 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
     io::{self, IoSlice, Write},
-    path::PathBuf,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -13,7 +15,7 @@ use common::{
     capture::{ArrayLayout, Capture},
     job::{FailureKind, Job, JobPrompt, RunId},
     model::reference::ModelName,
-    npz::{NpyHeader, write_npz},
+    npz::{Entry, NpyHeader, write_npz},
     store::{CacheCheck, ModelStore, Store, StoreError, entries_to_keep},
 };
 
@@ -78,35 +80,76 @@ impl Commit for DataDirectory {
         job: &Job,
         prompt: &JobPrompt,
         layers: &[usize],
-        parts: Vec<Part>,
+        parts: &mut Vec<Part>,
     ) -> Result<u64, CommitError> {
         let opened = self.of(job)?;
         let json = prompt.record.to_python_json();
-        let committed = match job.capture.layout {
+        let taken = std::mem::take(parts);
+        match job.capture.layout {
             ArrayLayout::PerLayer => {
                 let mut entries: Vec<_> =
-                    layers.iter().copied().zip(parts.into_iter().map(Part::entry)).collect();
-                if layers.len() < job.shape.n_layers {
-                    // Layers that an earlier run kept stay in the file.
-                    let path = opened.store.layout().activations(&prompt.hash, ArrayLayout::PerLayer);
-                    entries.extend(entries_to_keep(&path, layers)?);
-                    entries.sort_by_key(|&(layer, _)| layer);
-                }
-                let entries: Vec<_> = entries.into_iter().map(|(_, entry)| entry).collect();
-                opened.store.commit(&prompt.hash, json.as_bytes(), |file| write_npz(&entries, file))?
+                    layers.iter().copied().zip(taken.into_iter().map(Part::entry)).collect();
+                let committed = opened.commit_layers(job, prompt, &mut entries, json.as_bytes());
+                parts.extend(entries.into_iter().map(|(_, entry)| Part::Entry(entry)));
+                committed
             }
             ArrayLayout::Stacked => {
                 let n = prompt.ids.len();
                 let shape = vec![1, layers.len(), job.shape.n_heads, n, n];
                 let header = NpyHeader { dtype: job.capture.dtype, shape }.to_bytes();
-                let values: Vec<_> = parts.into_iter().map(Part::values).collect();
-                opened
-                    .store
-                    .commit(&prompt.hash, json.as_bytes(), |file| write_stacked(&header, &values, file))?
+                let values: Vec<_> = taken.into_iter().map(Part::values).collect();
+                let write = |file: &mut File| write_stacked(&header, &values, file);
+                Ok(opened.store.commit(&prompt.hash, json.as_bytes(), write)?.array_bytes)
             }
-        };
-        Ok(committed.array_bytes)
+        }
     }
+}
+
+impl Opened {
+    /// Commits one array a layer. Layers that another run keeps of the same prompt stay in the file: where
+    /// some only were asked for, the file that is there is read, and read again where it was replaced meanwhile.
+    fn commit_layers(
+        &self,
+        job: &Job,
+        prompt: &JobPrompt,
+        layers: &mut Vec<(usize, Entry)>,
+        json: &[u8],
+    ) -> Result<u64, CommitError> {
+        let some_only = layers.len() < job.shape.n_layers;
+        let path = self.store.layout().activations(&prompt.hash, ArrayLayout::PerLayer);
+        let own: Vec<usize> = layers.iter().map(|&(layer, _)| layer).collect();
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let before = if some_only { identity(&path) } else { None };
+            layers.retain(|(layer, _)| own.contains(layer));
+            if some_only {
+                layers.extend(entries_to_keep(&path, &own)?);
+                layers.sort_by_key(|&(layer, _)| layer);
+            }
+            let entries: Vec<&Entry> = layers.iter().map(|(_, entry)| entry).collect();
+            let mut replaced = false;
+            let written = self.store.commit(&prompt.hash, json, |file| {
+                let bytes = write_npz(&entries, file)?;
+                // Only an fsync and the rename come after this. Who replaces the file within that time wins, and
+                // the layer that is gone counts as not cached: it is computed again, never taken for there.
+                replaced = some_only && tries < TRIES && identity(&path) != before;
+                if replaced { Err(io::Error::other("another run replaced the file")) } else { Ok(bytes) }
+            });
+            match written {
+                Err(_) if replaced => {}
+                written => return Ok(written?.array_bytes),
+            }
+        }
+    }
+}
+
+/// How often a file that others keep replacing is read again.
+const TRIES: usize = 20;
+
+/// Which file is under a name now; none where there is none.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// Writes an npy file from its header and its layers' bytes, without copying them together.

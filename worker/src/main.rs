@@ -10,7 +10,7 @@ use worker::{
     cli::{Cli, Command, RunArgs},
     exit::Exit,
     inspect,
-    report::progress::View,
+    report::progress::{BesideBars, View},
     run,
 };
 
@@ -56,21 +56,22 @@ fn main() -> ExitCode {
     exit.into()
 }
 
-/// Talk goes to stderr: what the settings ask for, and from lenspool itself what a user of `run` wants to know.
+/// Talk goes to stderr: what the settings or RUST_LOG ask for; for a person at a terminal, also how a run goes on.
 fn start_log(log: Option<&settings::Log>, quiet: bool) {
+    let terminal = std::io::stderr().is_terminal();
     let filter = if quiet {
         "error".to_owned()
     } else {
         let asked = log.map_or("warn", |log| log.filter.as_str());
-        if asked == settings::Log::default().filter {
+        if terminal && asked == settings::Log::default().filter {
             format!("{asked},worker=info,common=info")
         } else {
             asked.to_owned()
         }
     };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter));
-    let terminal = std::io::stderr().is_terminal();
-    let log_lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let asked = if quiet { None } else { EnvFilter::try_from_default_env().ok() };
+    let filter = asked.unwrap_or_else(|| EnvFilter::new(filter));
+    let log_lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(BesideBars::default);
     match log.map(|log| log.format) {
         Some(LogFormat::Json) => log_lines.json().init(),
         _ if terminal => log_lines.with_target(false).without_time().init(),

@@ -119,7 +119,7 @@ impl Commit for FakeStore {
         _: &Job,
         prompt: &JobPrompt,
         layers: &[usize],
-        parts: Vec<Part>,
+        parts: &mut Vec<Part>,
     ) -> Result<u64, CommitError> {
         if self.broken {
             return Err(CommitError { kind: FailureKind::Retryable, reason: "no space left".into() });

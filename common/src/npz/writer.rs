@@ -1,5 +1,6 @@
 //! Writing an archive around finished payloads.
 
+use std::borrow::Borrow;
 use std::io::{self, IoSlice, Write};
 
 use super::Entry;
@@ -10,13 +11,14 @@ use super::record::*;
 /// Payloads go out as they lie in memory, headers between them, by vectored writes. Sizes are known
 /// beforehand, so no data descriptors follow the payloads. zip64 fields appear only where a size, an
 /// offset or the number of entries needs them. The bytes depend on the entries alone.
-pub fn write_npz(entries: &[Entry], out: &mut impl Write) -> io::Result<u64> {
+pub fn write_npz(entries: &[impl Borrow<Entry>], out: &mut impl Write) -> io::Result<u64> {
     let mut headers = Vec::new();
     // Where in `headers` each entry's local header ends.
     let mut cuts = Vec::with_capacity(entries.len());
     let mut directory = Vec::new();
     let mut offset = 0;
     for entry in entries {
+        let entry = entry.borrow();
         let before = headers.len();
         local_header(entry, &mut headers);
         directory_entry(entry, offset, &mut directory);
@@ -28,7 +30,7 @@ pub fn write_npz(entries: &[Entry], out: &mut impl Write) -> io::Result<u64> {
 
     let mut slices = Vec::with_capacity(2 * entries.len() + 1);
     let mut start = 0;
-    for (entry, &end) in entries.iter().zip(&cuts) {
+    for (entry, &end) in entries.iter().map(Borrow::borrow).zip(&cuts) {
         slices.push(IoSlice::new(&headers[start..end]));
         slices.push(IoSlice::new(&entry.payload));
         start = end;

@@ -3,17 +3,19 @@
 //! Each bench repeats its work for about two seconds and reports the fastest pass: noise of other
 //! processes only ever adds.
 
-mod arrays;
 mod encode;
 mod forward;
 mod store;
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use common::settings::Settings;
 use serde::Serialize;
 
-use crate::{cli::Bench, exit::Exit};
+use crate::{cli::Bench, encode::Sample, exit::Exit};
 
 /// How long a measurement goes on.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -68,6 +70,15 @@ fn fastest(mut work: impl FnMut()) -> Duration {
         passes += 1;
     }
     best
+}
+
+/// Every attention pattern in `files`.
+fn samples(files: &[PathBuf]) -> Result<Vec<Sample>, String> {
+    let mut samples = Vec::new();
+    for file in files {
+        samples.extend(Sample::load(file).map_err(|error| error.to_string())?);
+    }
+    if samples.is_empty() { Err("the files hold no arrays".to_owned()) } else { Ok(samples) }
 }
 
 /// Megabytes (10^6 bytes) a second.

@@ -13,14 +13,14 @@ use common::{
     capture::{Capture, Dtype},
     job::RunId,
     model::reference::ModelName,
-    npz::{Entry, write_npz},
+    npz::{Entry, layer_entry_name, write_npz},
     prompt::PromptHash,
     store::Store,
 };
 use serde::Serialize;
 
-use super::{Report, arrays, mb_per_s};
-use crate::encode::{Compression, Encoder, PatternView};
+use super::{Report, mb_per_s, samples};
+use crate::encode::{Compression, Encoder, Sample};
 
 /// Prompts committed in a measurement.
 const PROMPTS: usize = 256;
@@ -43,10 +43,11 @@ pub(super) struct StoreReport {
 }
 
 pub(super) fn measure(dir: &Path, files: &[PathBuf]) -> Result<StoreReport, String> {
-    let arrays = arrays::read(files)?;
+    let samples = samples(files)?;
     let encode = || -> Vec<Entry> {
         let mut encoder = Encoder::new(Compression::Causal, Dtype::Float32);
-        arrays.iter().map(|a| encoder.encode(&a.name, PatternView::new(&a.values, a.n_heads, a.n))).collect()
+        let encode = |(i, sample): (usize, &Sample)| encoder.encode(&layer_entry_name(i), sample.view());
+        samples.iter().enumerate().map(encode).collect()
     };
     let entries = encode();
     let mut bytes = Vec::new();

@@ -1,11 +1,32 @@
 //! How a run is shown while it goes on: a bar for a person, a line now and then for a log, nothing for a script.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{self, Write},
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
 
 use bytesize::ByteSize;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::tally::{Tally, rate};
+
+/// Every bar of this process: log lines have to know them, or they tear them.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// stderr for log lines: takes the bars away while it writes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BesideBars;
+
+impl Write for BesideBars {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        BARS.suspend(|| io::stderr().write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
 
 /// How often a log gets a line.
 const LOG_EVERY: Duration = Duration::from_secs(30);
@@ -35,9 +56,7 @@ pub struct Progress {
 impl Progress {
     /// Progress over `total` prompts of `model`.
     pub fn new(view: View, model: &str, total: usize) -> Self {
-        let target =
-            if view == View::Bar { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(total as u64), target).with_style(
+        let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::hidden()).with_style(
             ProgressStyle::with_template(
                 "{prefix} {wide_bar:.cyan/dim} {pos}/{len} prompts  {msg}  ETA {eta}",
             )
@@ -45,7 +64,10 @@ impl Progress {
             .progress_chars("━╸─"),
         );
         bar.set_prefix(model.to_owned());
-        bar.enable_steady_tick(Duration::from_millis(250));
+        let bar = if view == View::Bar { BARS.add(bar) } else { bar };
+        if view == View::Bar {
+            bar.enable_steady_tick(Duration::from_millis(250));
+        }
         let now = Instant::now();
         Progress { view, bar, model: model.to_owned(), total, begin: now, logged: now }
     }

@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
-use common::job::RunId;
+use common::job::{FailureKind, RunId};
 use humantime::format_duration;
 use serde::Serialize;
 
@@ -49,6 +49,10 @@ pub struct RunSummary {
     pub run: RunId,
     /// Lines of the prompt file that could not be read.
     pub bad_lines: usize,
+    /// Seed of the shuffle, where there was one.
+    pub seed: Option<u64>,
+    /// Whether what was cached was computed again.
+    pub forced: bool,
     /// Whether it was stopped before its end.
     pub interrupted: bool,
     /// Highest resident memory of the process, in bytes.
@@ -60,7 +64,21 @@ pub struct RunSummary {
 impl RunSummary {
     /// The summary of a run that has done nothing yet.
     pub fn new(run: RunId) -> Self {
-        RunSummary { run, bad_lines: 0, interrupted: false, peak_memory: None, models: Vec::new() }
+        RunSummary {
+            run,
+            bad_lines: 0,
+            seed: None,
+            forced: false,
+            interrupted: false,
+            peak_memory: None,
+            models: Vec::new(),
+        }
+    }
+
+    /// Whether everything that failed may succeed when it is tried again.
+    pub fn all_retryable(&self) -> bool {
+        let kinds = || self.models.iter().flat_map(|m| &m.tally.failures).map(|failure| failure.kind);
+        self.bad_lines == 0 && kinds().next().is_some() && kinds().all(|kind| kind == FailureKind::Retryable)
     }
 
     /// Whether anything failed that the user should look at.
@@ -79,14 +97,43 @@ impl RunSummary {
                 writeln!(out, "{} bad lines in the prompt file were left out (listed above)", self.bad_lines);
         }
         if self.interrupted {
-            out.push_str("stopped before the end: the same command goes on where it stopped\n");
+            out.push_str("stopped before the end: the same command goes on where it stopped");
+            if let Some(seed) = self.seed {
+                let _ = write!(out, ", with --seed {seed} (the shuffle's)");
+            }
+            if self.forced {
+                out.push_str(", without --force (which computes everything again)");
+            }
+            out.push('\n');
         }
         out
     }
 }
 
 impl ModelSummary {
+    /// A model that could not even be planned for.
+    pub fn failed(model: &str, error: String) -> Self {
+        ModelSummary {
+            model: model.to_owned(),
+            source: String::new(),
+            commit: String::new(),
+            prompts: 0,
+            cached: 0,
+            truncated: 0,
+            skipped: 0,
+            tally: Tally::default(),
+            prepare_seconds: 0.0,
+            total_seconds: 0.0,
+            directory: PathBuf::new(),
+            error: Some(error),
+        }
+    }
+
     fn write(&self, out: &mut String) {
+        if let (Some(error), "") = (&self.error, self.source.as_str()) {
+            let _ = writeln!(out, "{}: not run: {error}", self.model);
+            return;
+        }
         let t = &self.tally;
         let wall = Duration::from_secs_f64(self.total_seconds);
         let seconds = |s: f64| format_duration(Duration::from_millis((s * 1e3) as u64)).to_string();
@@ -130,10 +177,15 @@ impl ModelSummary {
             );
         }
         for failure in t.failures.iter().take(FAILURES_SHOWN) {
-            let _ = writeln!(out, "  failed: {}", failure.reason);
+            let prompt = failure.hash.as_ref().map(|hash| format!("prompt {hash}: ")).unwrap_or_default();
+            let _ = writeln!(out, "  failed: {prompt}{}", failure.reason);
         }
         if t.failed > FAILURES_SHOWN {
-            let _ = writeln!(out, "  and {} more failed (--json lists them)", t.failed - FAILURES_SHOWN);
+            let _ = writeln!(
+                out,
+                "  and {} more failed (--json lists the first hundred)",
+                t.failed - FAILURES_SHOWN
+            );
         }
         if let Some(error) = &self.error {
             let _ = writeln!(out, "  stopped: {error}");

@@ -22,7 +22,10 @@ pub use options::{Options, OptionsError};
 
 use crate::{
     exit::Exit,
-    report::{progress::View, summary::RunSummary},
+    report::{
+        progress::View,
+        summary::{ModelSummary, RunSummary},
+    },
     serve::Shutdown,
 };
 
@@ -54,12 +57,15 @@ pub fn run(settings: &Settings, view: View, json: bool) -> Exit {
         loaded: HashMap::new(),
         summary: RunSummary::new(new_run_id()),
     };
+    run.summary.forced = run.options.force;
     let mut exit = run.models();
     let Run { mut summary, shutdown, .. } = run;
     summary.interrupted = shutdown.stop.is_cancelled();
     summary.peak_memory = peak_memory();
     if summary.interrupted {
         exit = Exit::Interrupted;
+    } else if exit == Exit::Done && summary.all_retryable() {
+        exit = Exit::Transient;
     } else if exit == Exit::Done && summary.any_failed() {
         exit = Exit::SomeFailed;
     }
@@ -111,6 +117,7 @@ impl Run {
         let options = LoadOptions { path: path.to_owned(), ..self.options.load.clone() };
         let loaded = load(&options)?;
         tell(&loaded.report);
+        self.summary.seed = loaded.report.seed;
         self.summary.bad_lines += loaded.report.bad_lines + loaded.report.conflicting;
         let prompts = Arc::new(loaded.prompts);
         self.loaded.insert(path.to_owned(), Arc::clone(&prompts));
@@ -118,10 +125,11 @@ impl Run {
     }
 
     fn model(&mut self, model: &ModelRef) -> Result<(), model::ModelError> {
-        let begin = Instant::now();
-        let summary = model::run(self, model, begin)?;
-        let error = summary.1;
-        self.summary.models.push(summary.0);
+        let (summary, error) = match model::run(self, model, Instant::now()) {
+            Ok((summary, error)) => (summary, error),
+            Err(error) => (ModelSummary::failed(model.name.as_str(), error.to_string()), Some(error)),
+        };
+        self.summary.models.push(summary);
         error.map_or(Ok(()), Err)
     }
 }

@@ -82,6 +82,9 @@ pub(super) fn run(
 ) -> Result<(ModelSummary, Option<ModelError>), ModelError> {
     let request = run.request();
     let known = KnownModel::find(&request, reference, &mut |event| tell_fetch(&event))?;
+    if let Some(warning) = known.warning() {
+        tracing::warn!("{}: {warning}", known.located.name);
+    }
     let files = Files::open(&request, &known, run.options.index_html);
     let path = run.options.prompts.clone().unwrap_or_else(|| files.own_prompts());
     let prompts = run.prompts(&path)?;

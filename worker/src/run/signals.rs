@@ -23,6 +23,6 @@ pub async fn watch(shutdown: Shutdown) {
             std::process::exit(Exit::Interrupted as i32);
         }
         shutdown.stop.cancel();
-        tracing::warn!("stopping after the batch in hand; a second signal stops now");
+        tracing::warn!("stopping once what is in hand is finished; a second signal stops now");
     }
 }

@@ -65,14 +65,14 @@ pub trait Commit: Send + Sync + 'static {
     /// again is harmless.
     fn is_committed(&self, job: &Job, prompt: &JobPrompt) -> bool;
 
-    /// Commits `prompt`: its arrays first, then its record. `parts` are in the
-    /// order of `layers`. Returns the bytes of the npz file.
+    /// Commits `prompt`: its arrays first, then its record. `parts` are in the order of `layers`; they are
+    /// left in place, for their buffers serve again. Returns the bytes of the file of arrays.
     fn commit(
         &self,
         job: &Job,
         prompt: &JobPrompt,
         layers: &[usize],
-        parts: Vec<Part>,
+        parts: &mut Vec<Part>,
     ) -> Result<u64, CommitError>;
 }
 
@@ -90,6 +90,8 @@ pub struct CommitError {
 pub(super) struct Stage<C> {
     pub(super) whole: crossbeam_channel::Receiver<Whole>,
     pub(super) store: Arc<C>,
+    /// Buffers on their way back to the encoders.
+    pub(super) spare: crossbeam_channel::Sender<Entry>,
     pub(super) notes: mpsc::UnboundedSender<Note>,
 }
 
@@ -97,10 +99,17 @@ impl<C: Commit> Stage<C> {
     pub(super) fn run(self) {
         for whole in &self.whole {
             let begin = Instant::now();
-            let Whole { serial, job, index, layers, parts, raw_bytes, encode, leases } = whole;
+            let Whole { serial, job, index, layers, mut parts, raw_bytes, encode, leases } = whole;
             let prompt = &job.prompts[index];
-            let done = catch_unwind(AssertUnwindSafe(|| self.store.commit(&job, prompt, &layers, parts)));
+            let done =
+                catch_unwind(AssertUnwindSafe(|| self.store.commit(&job, prompt, &layers, &mut parts)));
             drop(leases);
+            for part in parts {
+                if let Part::Entry(entry) = part {
+                    // Full: the encoders have all the buffers they need.
+                    let _ = self.spare.try_send(entry);
+                }
+            }
             let done = done.unwrap_or_else(|panic| {
                 Err(CommitError {
                     kind: FailureKind::Bug,

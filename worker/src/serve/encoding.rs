@@ -9,7 +9,7 @@ use std::{
 use common::{
     capture::{ArrayLayout, Dtype},
     job::{Failure, FailureKind, Job},
-    npz::layer_entry_name,
+    npz::{Entry, layer_entry_name},
 };
 use half::f16;
 use tokio::sync::mpsc;
@@ -135,6 +135,8 @@ fn bytes_of(values: &[f32], dtype: Dtype) -> Vec<u8> {
 pub(super) struct Stage {
     pub(super) patterns: crossbeam_channel::Receiver<RawPattern>,
     pub(super) encoded: Arc<ByteBudget>,
+    /// Buffers that were written and serve again.
+    pub(super) spare: crossbeam_channel::Receiver<Entry>,
     pub(super) whole: crossbeam_channel::Sender<Whole>,
     pub(super) notes: mpsc::UnboundedSender<Note>,
     pub(super) compression: Compression,
@@ -145,6 +147,9 @@ impl Stage {
         let mut encoders = Encoders { compression: self.compression, made: Vec::new() };
         for RawPattern { slot, pattern, lease } in &self.patterns {
             let begin = Instant::now();
+            if let Ok(entry) = self.spare.try_recv() {
+                encoders.of(slot.job.capture.dtype).recycle(entry);
+            }
             let capture = &slot.job.capture;
             let encoded = catch_unwind(AssertUnwindSafe(|| match capture.layout {
                 ArrayLayout::PerLayer => {

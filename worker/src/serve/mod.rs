@@ -444,6 +444,7 @@ impl Pipeline {
         let (work, work_taken) = mpsc::channel(options.jobs_ahead.max(1));
         let (patterns, patterns_taken) = crossbeam_channel::unbounded();
         let (whole, whole_taken) = crossbeam_channel::unbounded();
+        let (spare, spare_taken) = crossbeam_channel::bounded(2 * options.encoders.max(1));
         let control = Arc::new(Control::default());
         let raw = ByteBudget::new(options.raw_bytes);
         let encoded = ByteBudget::new(options.encoded_bytes);
@@ -462,6 +463,7 @@ impl Pipeline {
             let stage = encoding::Stage {
                 patterns: patterns_taken.clone(),
                 encoded: Arc::clone(&encoded),
+                spare: spare_taken.clone(),
                 whole: whole.clone(),
                 notes: notes.clone(),
                 compression: options.compression,
@@ -469,8 +471,12 @@ impl Pipeline {
             spawn(format!("encode-{i}"), move || stage.run());
         }
         for i in 0..options.committers.max(1) {
-            let stage =
-                commit::Stage { whole: whole_taken.clone(), store: Arc::clone(&store), notes: notes.clone() };
+            let stage = commit::Stage {
+                whole: whole_taken.clone(),
+                store: Arc::clone(&store),
+                notes: notes.clone(),
+                spare: spare.clone(),
+            };
             spawn(format!("commit-{i}"), move || stage.run());
         }
         let watch = tokio::spawn({

@@ -26,7 +26,7 @@ hf_config! {
         rms_norm_eps: f64 = 1e-6,
         attention_bias: bool = false,
         query_pre_attn_scalar: f64 = 256.0,
-        sliding_window: usize = 4096,
+        sliding_window | sliding_window_size: usize = 4096,
         /// Every other layer slides where it is null, the first one first.
         layer_types: Option<Vec<String>>,
         attn_logit_softcapping: Option<f64> = Some(50.0),

@@ -52,6 +52,13 @@ pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
     let d_head = config.head_dim;
     let usual = |layer| (layer + 1) % config.sliding_window_pattern.max(1) != 0;
     let sliding = sliding_layers(keys, config.layer_types.as_deref(), config.num_hidden_layers, usual)?;
+    if let Some((key, value)) = config.rope_parameters.iter().flatten().find(|(key, value)| {
+        !["full_attention", "sliding_attention"].contains(&key.as_str())
+            || !(value.is_object() || value.is_null())
+    }) {
+        let supported = "one object for full_attention and one for sliding_attention";
+        return Err(keys.unsupported(&format!("rope_parameters.{key}"), value, supported));
+    }
     let rope = |kind: &str, scaling: Option<&Map<String, Value>>, theta: f64| {
         let parameters = config.rope_parameters.as_ref().and_then(|kinds| kinds.get(kind));
         rotary(

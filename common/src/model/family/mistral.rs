@@ -30,8 +30,8 @@ hf_config! {
         rope_scaling: Option<Map<String, Value>>,
         rope_theta: f64 = 10_000.0,
     }
-    only {}
-    unused { attention_dropout }
+    only { attention_bias: false, mlp_bias: false }
+    unused { attention_dropout, pretraining_tp }
 }
 
 pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {

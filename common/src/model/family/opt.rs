@@ -28,7 +28,7 @@ hf_config! {
         layer_norm_elementwise_affine: bool = true,
     }
     only {}
-    unused { activation_dropout, attention_dropout, dropout, init_std, layerdrop }
+    unused { activation_dropout, attention_dropout, dropout, init_std, layerdrop, output_projection }
 }
 
 pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {

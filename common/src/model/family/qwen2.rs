@@ -33,8 +33,8 @@ hf_config! {
         rope_scaling: Option<Map<String, Value>>,
         rope_theta: f64 = 10_000.0,
     }
-    only { use_mrope: false }
-    unused { attention_dropout }
+    only { use_mrope: false, mlp_bias: false }
+    unused { attention_dropout, pretraining_tp }
 }
 
 pub(super) fn spec(keys: &mut Keys) -> Result<ModelSpec, SpecError> {
