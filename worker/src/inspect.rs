@@ -12,14 +12,14 @@ use common::{
 };
 use serde_json::json;
 
-use crate::exit::Exit;
+use crate::{exit::Exit, report::say};
 
 /// Prints every setting with where it came from.
 pub fn config(loaded: &Loaded, json: bool) -> Exit {
     if json {
-        println!("{:#}", loaded.json());
+        say(format_args!("{:#}\n", loaded.json()));
     } else {
-        print!("{}", loaded.table());
+        say(format_args!("{}", loaded.table()));
     }
     Exit::Done
 }
@@ -45,17 +45,19 @@ fn list(json: bool) {
             .iter()
             .map(|known| json!({"repo": known.repo, "alias": known.alias, "spellings": known.spellings}))
             .collect();
-        println!("{:#}", json!({"families": families, "models": models}));
+        say(format_args!("{:#}\n", json!({"families": families, "models": models})));
         return;
     }
-    println!("families (model_type in config.json):");
+    say(format_args!("families (model_type in config.json):\n"));
     for family in Family::ALL {
-        println!("  {:12} {}", family.model_type(), family.title());
+        say(format_args!("  {:12} {}\n", family.model_type(), family.title()));
     }
-    println!("\nmodels known by name (any other repository or directory of these families works too):");
+    say(format_args!(
+        "\nmodels known by name (any other repository or directory of these families works too):\n"
+    ));
     for known in known_models() {
         let spellings: Vec<_> = known.all_spellings().filter(|&spelling| spelling != known.repo).collect();
-        println!("  {:44} {}", known.repo, spellings.join(", "));
+        say(format_args!("  {:44} {}\n", known.repo, spellings.join(", ")));
     }
 }
 
@@ -73,15 +75,15 @@ fn one(model: &str, settings: &Settings, json: bool) -> Exit {
     match told {
         Ok((located, spec)) => {
             if json {
-                println!(
-                    "{:#}",
+                say(format_args!(
+                    "{:#}\n",
                     json!({"model": model, "supported": true, "source": located.source, "commit": located.commit,
                         "directory": located.name.as_str(), "family": spec.family.model_type(),
                         "n_layers": spec.n_layers(), "n_heads": spec.n_heads, "n_ctx": spec.n_ctx})
-                );
+                ));
             } else {
-                println!(
-                    "{model} is supported: {} at {}, {}, {} layers, {} heads, n_ctx {}; its files go to {}/",
+                say(format_args!(
+                    "{model} is supported: {} at {}, {}, {} layers, {} heads, n_ctx {}; its files go to {}/\n",
                     located.source,
                     located.commit,
                     spec.family.title(),
@@ -89,15 +91,15 @@ fn one(model: &str, settings: &Settings, json: bool) -> Exit {
                     spec.n_heads,
                     spec.n_ctx,
                     located.name
-                );
+                ));
             }
             Exit::Done
         }
         Err(reason) => {
             if json {
-                println!("{:#}", json!({"model": model, "supported": false, "reason": reason}));
+                say(format_args!("{:#}\n", json!({"model": model, "supported": false, "reason": reason})));
             } else {
-                println!("{model} cannot be run: {reason}");
+                say(format_args!("{model} cannot be run: {reason}\n"));
             }
             Exit::Configuration
         }

@@ -15,7 +15,7 @@ use std::{
 use common::settings::Settings;
 use serde::Serialize;
 
-use crate::{cli::Bench, encode::Sample, exit::Exit};
+use crate::{cli::Bench, encode::Sample, exit::Exit, report::say};
 
 /// How long a measurement goes on.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -39,11 +39,11 @@ pub fn run(bench: &Bench, settings: &Settings) -> Exit {
     };
     match told {
         Ok((_, value)) if json => {
-            println!("{value:#}");
+            say(format_args!("{value:#}\n"));
             Exit::Done
         }
         Ok((text, _)) => {
-            print!("{text}");
+            say(format_args!("{text}"));
             Exit::Done
         }
         Err(error) => {

@@ -24,6 +24,7 @@ use crate::{
     exit::Exit,
     report::{
         progress::View,
+        say,
         summary::{ModelSummary, RunSummary},
     },
     serve::Shutdown,
@@ -70,7 +71,7 @@ pub fn run(settings: &Settings, view: View, json: bool) -> Exit {
         exit = Exit::SomeFailed;
     }
     if json {
-        println!("{}", serde_json::to_string_pretty(&summary).expect("a summary is plain data"));
+        say(format_args!("{}\n", serde_json::to_string_pretty(&summary).expect("a summary is plain data")));
     }
     if view != View::Quiet {
         eprint!("{}", summary.text());
