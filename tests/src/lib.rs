@@ -1,5 +1,7 @@
 //! What the stories share: the real binaries, the fixtures, and reading back what was written.
 
+pub mod broker;
+
 use std::{
     collections::BTreeMap,
     io::Read,
