@@ -19,6 +19,22 @@ pub const JOB_VERSION: u32 = 1;
 #[serde(transparent)]
 pub struct RunId(pub String);
 
+impl RunId {
+    /// The id of a run that begins now: when, and on which process of which machine.
+    pub fn fresh() -> RunId {
+        let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S");
+        let node = rustix::system::uname();
+        let host: String = node
+            .nodename()
+            .to_string_lossy()
+            .chars()
+            .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
+            .take(32)
+            .collect();
+        RunId(format!("{now}-{host}-{}", std::process::id()))
+    }
+}
+
 impl fmt::Display for RunId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

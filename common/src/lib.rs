@@ -6,6 +6,8 @@
 //! gives the next; nothing calls back upstream.
 
 pub mod capture;
+pub mod exit;
+pub mod flags;
 pub mod intake;
 pub mod job;
 pub mod model;
@@ -17,4 +19,5 @@ pub mod selection;
 pub mod settings;
 pub mod spool;
 pub mod store;
+pub mod talk;
 pub mod tokenize;

@@ -1,12 +1,45 @@
-//! The `dispatcher` command: the planning half of a distributed run. Not built yet; `worker run` plans and computes
-//! in one process.
+//! The `dispatcher` command: the planning half of a distributed run, and what operators need.
 
 use std::process::ExitCode;
 
+use clap::Parser;
+use common::{
+    exit::Exit,
+    settings::{self, Sources},
+    talk::{Talk, start_log},
+};
+use dispatcher::cli::{Cli, Command, EnqueueArgs};
+
 fn main() -> ExitCode {
-    eprintln!(
-        "dispatcher: distributed runs are not built yet; use `worker run`, which plans and computes in one process"
-    );
-    // EX_CONFIG: nothing will change until a newer lenspool is installed.
-    ExitCode::from(78)
+    let cli = Cli::parse();
+    let loaded = settings::load(&Sources::of_process(cli.config.clone(), cli.command.layer()));
+    let talk = match &cli.command {
+        Command::Enqueue(EnqueueArgs { quiet: true, .. }) => Talk::Quiet,
+        _ => Talk::Brief,
+    };
+    start_log(loaded.as_ref().map(|loaded| &loaded.settings.log).ok(), talk);
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            tracing::error!("{error}");
+            return Exit::Configuration.into();
+        }
+    };
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!("starting the async runtime: {error}");
+            return Exit::Transient.into();
+        }
+    };
+    match dispatcher::run(&cli.command, &loaded.settings, &runtime) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            tracing::error!("{error}");
+            error.exit().into()
+        }
+    }
 }

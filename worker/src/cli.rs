@@ -4,7 +4,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use common::settings::Flags;
+use common::{
+    flags::{HubFlags, IntakeFlags},
+    settings::Flags,
+};
 use serde::Serialize;
 
 /// Runs a language model over prompts and keeps every head's attention pattern.
@@ -122,81 +125,28 @@ impl AllFlags {
     }
 }
 
-/// The flags that say where models come from.
-#[derive(Debug, Default, Args, Serialize)]
-pub struct HubFlags {
-    /// Branch, tag or commit of the models' repositories [default: main]
-    #[arg(long)]
-    pub revision: Option<String>,
-}
-
-/// The flags of a run: upstream's, by the same names, then ours. What was not given is none or false, and does not
-/// override the settings.
+/// The flags of a run: what to plan, and how to compute it.
 #[derive(Debug, Default, Args, Serialize)]
 pub struct RunFlags {
-    /// Models, separated by commas: aliases, hub ids, tails of hub ids, or directories
-    #[arg(long, short = 'm')]
-    pub model: Option<String>,
-    /// Prompts, one JSON object a line with a "text" key [default: the model's own prompts.jsonl]
-    #[arg(long, short = 'p', value_name = "FILE")]
-    pub prompts: Option<PathBuf>,
-    /// The data directory [default: attn_data]
-    #[arg(long, short = 's', value_name = "DIR")]
-    pub save_path: Option<PathBuf>,
-    /// With --raw-prompts: leave out shorter texts [default: 100]
-    #[arg(long, value_name = "N")]
-    pub min_chars: Option<usize>,
-    /// With --raw-prompts: cut longer texts into pieces of this many characters [default: 1000]
-    #[arg(long, value_name = "N")]
-    pub max_chars: Option<usize>,
-    /// Take only the first N prompts
-    #[arg(long, short = 'n', value_name = "N")]
-    pub n_samples: Option<usize>,
-    /// Most prompts in one forward pass [default: 32]
-    #[arg(long, short = 'b', value_name = "N")]
-    pub batch_size: Option<usize>,
-    /// Compute again what is cached
-    #[arg(long, short = 'f')]
-    pub force: bool,
-    /// Write no index.html
-    #[arg(long)]
-    pub no_index_html: bool,
-    /// The prompts are raw: filter, split and hash them
-    #[arg(long, short = 'r')]
-    pub raw_prompts: bool,
-    /// With --raw-prompts: shuffle before taking the first N
-    #[arg(long)]
-    pub shuffle: bool,
-    /// Write one array of all layers a prompt
-    #[arg(long)]
-    pub stacked_heads: bool,
+    /// What to plan.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub intake: IntakeFlags,
+    /// How to compute it.
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub compute: ComputeFlags,
+}
+
+/// The flags of whoever computes.
+#[derive(Debug, Default, Args, Serialize)]
+pub struct ComputeFlags {
     /// Where to compute: cpu, cuda, cuda:1, or auto [default: auto]
     #[arg(long)]
     pub device: Option<String>,
-    /// Seed of --shuffle [default: random, and printed]
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
-    /// Keep only these layers, as in 0,3-5
-    #[arg(long, value_name = "LIST")]
-    pub layers: Option<String>,
-    /// Keep only the patterns whose hook name this expression matches
-    #[arg(long, value_name = "REGEX")]
-    pub names_filter: Option<String>,
-    /// Most memory the patterns of one forward pass may take, as in 2GiB [default: from the machine]
-    #[arg(long, value_name = "SIZE")]
-    pub batch_memory: Option<String>,
     /// How files are compressed: causal, zlib:0 to zlib:9, or store [default: causal]
     #[arg(long, value_name = "HOW")]
     pub compress: Option<String>,
-    /// Number type of the arrays: float32 or float16 [default: float32]
-    #[arg(long)]
-    pub dtype: Option<String>,
-    /// Put the beginning-of-sequence token in front: auto, always or never [default: auto]
-    #[arg(long, value_name = "WHEN")]
-    pub prepend_bos: Option<String>,
-    /// A prompt longer than the model's context: truncate, skip or fail [default: truncate]
-    #[arg(long, value_name = "WHAT")]
-    pub on_too_long: Option<String>,
     /// Threads to compute with, and to encode with [default: one a core]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,

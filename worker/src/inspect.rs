@@ -1,6 +1,7 @@
 //! The commands that only tell: `worker config` and `worker models`.
 
 use common::{
+    exit::Exit,
     model::{
         alias::known_models,
         family,
@@ -9,10 +10,9 @@ use common::{
         spec::Family,
     },
     settings::{Loaded, Settings},
+    talk::say,
 };
 use serde_json::json;
-
-use crate::{exit::Exit, report::say};
 
 /// Prints every setting with where it came from.
 pub fn config(loaded: &Loaded, json: bool) -> Exit {

@@ -5,7 +5,6 @@ pub mod cli;
 pub mod data_directory;
 pub mod encode;
 pub mod engine;
-pub mod exit;
 pub mod inspect;
 pub mod model;
 pub mod report;

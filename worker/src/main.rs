@@ -1,17 +1,17 @@
 //! The `worker` command.
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::Parser;
-use common::settings::{self, Flags, LogFormat, Sources};
-use tracing_subscriber::EnvFilter;
+use common::{
+    exit::Exit,
+    settings::{self, Flags, Sources},
+    talk::{Talk, View, start_log},
+};
 use worker::{
     bench,
     cli::{Cli, Command, RunArgs},
-    exit::Exit,
-    inspect,
-    report::progress::{BesideBars, View},
-    run,
+    inspect, run,
 };
 
 // Large tensors come and go with every layer; the system's allocator returns their pages each time.
@@ -27,7 +27,8 @@ fn main() -> ExitCode {
     };
     let loaded = settings::load(&Sources::of_process(cli.config.clone(), flags));
     let quiet = matches!(&cli.command, Command::Run(RunArgs { quiet: true, .. }));
-    start_log(loaded.as_ref().map(|loaded| &loaded.settings.log).ok(), quiet);
+    let talk = if quiet { Talk::Quiet } else { Talk::Brief };
+    start_log(loaded.as_ref().map(|loaded| &loaded.settings.log).ok(), talk);
     let loaded = match loaded {
         Ok(loaded) => loaded,
         Err(error) => {
@@ -41,12 +42,7 @@ fn main() -> ExitCode {
     let settings = &loaded.settings;
     let exit = match &cli.command {
         Command::Run(args) => {
-            let terminal = std::io::stderr().is_terminal();
-            let view = match (quiet, terminal) {
-                (true, _) => View::Quiet,
-                (false, true) => View::Bar,
-                (false, false) => View::Log,
-            };
+            let view = View::of_stderr(quiet);
             run::run(settings, view, args.json)
         }
         Command::Config { json, .. } => inspect::config(&loaded, *json),
@@ -54,27 +50,4 @@ fn main() -> ExitCode {
         Command::Bench(bench) => bench::run(bench, settings),
     };
     exit.into()
-}
-
-/// Talk goes to stderr: what the settings or RUST_LOG ask for; for a person at a terminal, also how a run goes on.
-fn start_log(log: Option<&settings::Log>, quiet: bool) {
-    let terminal = std::io::stderr().is_terminal();
-    let filter = if quiet {
-        "error".to_owned()
-    } else {
-        let asked = log.map_or("warn", |log| log.filter.as_str());
-        if terminal && asked == settings::Log::default().filter {
-            format!("{asked},worker=info,common=info")
-        } else {
-            asked.to_owned()
-        }
-    };
-    let asked = if quiet { None } else { EnvFilter::try_from_default_env().ok() };
-    let filter = asked.unwrap_or_else(|| EnvFilter::new(filter));
-    let log_lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(BesideBars::default);
-    match log.map(|log| log.format) {
-        Some(LogFormat::Json) => log_lines.json().init(),
-        _ if terminal => log_lines.with_target(false).without_time().init(),
-        _ => log_lines.with_target(false).with_ansi(false).init(),
-    }
 }

@@ -17,8 +17,8 @@ use worker::{
     encode::Compression,
     engine::{Engine, EngineError, Pattern, PatternSink, TokenBatch},
     serve::{
-        Commit, CommitError, End, Event, Hold, Models, OpenError, OpenModel, Options, Part, PromptEnd, Scope,
-        ServeError, Shutdown, serve,
+        Commit, CommitError, End, Event, Hold, JobEnd, Models, OpenError, OpenModel, Options, Part,
+        PromptEnd, Scope, ServeError, Shutdown, serve,
     },
 };
 
@@ -210,7 +210,7 @@ impl Story {
             Event::PromptEnded { end: PromptEnd::Failed(f), .. } => failed.push((f.kind, f.reason.clone())),
             Event::PromptEnded { end: PromptEnd::Cached, .. } => cached += 1,
             Event::PromptEnded { end: PromptEnd::Unfinished, .. } => unfinished += 1,
-            Event::JobSettled { handed_back: true, .. } => handed_back += 1,
+            Event::JobSettled { how: JobEnd::HandedBack, .. } => handed_back += 1,
             _ => {}
         };
         let served = serve(consumer, models, self.store.clone(), &self.options, self.shutdown, observe);

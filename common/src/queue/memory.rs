@@ -5,7 +5,7 @@ use std::convert::Infallible;
 
 use tokio::sync::mpsc;
 
-use super::{Consume, Delivery, Publish, Settlement};
+use super::{Consume, Delivery, Publish, Settled, Settlement};
 use crate::job::{Failure, Job, JobId};
 
 /// Makes a queue that holds at most `capacity` jobs.
@@ -31,6 +31,10 @@ impl Publish for Publisher {
     async fn publish(&mut self, job: Job) -> Result<(), Closed> {
         self.sender.send(job).await.map_err(|_| Closed)
     }
+
+    async fn flush(&mut self) -> Result<(), Closed> {
+        Ok(())
+    }
 }
 
 /// The computing end.
@@ -51,12 +55,19 @@ impl Consume for Consumer {
         Ok(self.receiver.recv().await.map(|job| Delivery { tag: job.id.clone(), job, attempts: 0 }))
     }
 
-    async fn settle(&mut self, tag: JobId, settlement: Settlement) -> Result<(), Infallible> {
+    async fn settle(&mut self, tag: JobId, settlement: Settlement) -> Result<Settled, Infallible> {
         match settlement {
             Settlement::Done => {}
             Settlement::HandBack => self.handed_back.push(tag),
             Settlement::Failed(failures) => self.failed.extend(failures),
         }
-        Ok(())
+        Ok(Settled::Accepted)
+    }
+
+    async fn stop(&mut self) {
+        self.receiver.close();
+        while let Ok(job) = self.receiver.try_recv() {
+            self.handed_back.push(job.id);
+        }
     }
 }

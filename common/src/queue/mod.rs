@@ -1,6 +1,6 @@
 //! The queue between those who plan and those who compute, as a contract.
 //!
-//! Two implementations stand behind it: [`memory`], embedded in one process, and RabbitMQ. A consumer
+//! Two implementations stand behind it: [`memory`], embedded in one process, and [`rabbitmq`]. A consumer
 //! holds a [`Delivery`] until it settles it; a delivery that is dropped unsettled goes back to the queue.
 
 use std::future::Future;
@@ -8,6 +8,7 @@ use std::future::Future;
 use crate::job::{Failure, Job};
 
 pub mod memory;
+pub mod rabbitmq;
 
 /// What a consumer says of a delivery it is finished with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,16 @@ pub enum Settlement {
     HandBack,
     /// Prompts failed; what the queue does (later, or never again) follows from their kinds.
     Failed(Vec<Failure>),
+}
+
+/// What became of a settlement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// The queue has heard it.
+    Accepted,
+    /// The delivery was taken back meanwhile, as after a lost connection: the queue gives the job out again, and
+    /// whoever gets it finds what is committed.
+    Lost,
 }
 
 /// A job in a consumer's hands, with what the queue needs to settle it.
@@ -36,8 +47,11 @@ pub trait Publish {
     /// What can go wrong.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// Puts `job` in the queue; returns once the queue has taken responsibility for it. Waits while the queue is full.
+    /// Puts `job` in the queue. Waits while the queue is full. Responsibility passes with [`flush`](Self::flush).
     fn publish(&mut self, job: Job) -> impl Future<Output = Result<(), Self::Error>> + Send;
+
+    /// Returns once the queue has taken responsibility for every job published so far.
+    fn flush(&mut self) -> impl Future<Output = Result<(), Self::Error>> + Send;
 }
 
 /// Gives jobs out.
@@ -55,5 +69,9 @@ pub trait Consume {
         &mut self,
         tag: Self::Tag,
         settlement: Settlement,
-    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    ) -> impl Future<Output = Result<Settled, Self::Error>> + Send;
+
+    /// Takes no more: what this consumer holds and has not given out goes back. What was given out can still be
+    /// settled.
+    fn stop(&mut self) -> impl Future<Output = ()> + Send;
 }

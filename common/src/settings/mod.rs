@@ -7,6 +7,7 @@ mod flags;
 mod load;
 mod secret;
 mod show;
+mod span;
 mod suggest;
 mod tree;
 
@@ -15,7 +16,8 @@ pub use self::{
     load::{FILE_NAME, FILE_VARIABLE, Loaded, Origin, SettingsError, Sources, load},
     secret::{BrokerUrl, REDACTED, Secret},
     show::Row,
-    tree::{Hub, Log, LogFormat, Queue, Run, Settings},
+    span::Span,
+    tree::{Consume, Enqueue, Hub, Log, LogFormat, Queue, Run, Settings},
 };
 
 /// The configuration file with every setting at its default and commented out: its own documentation.

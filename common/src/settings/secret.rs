@@ -72,8 +72,8 @@ impl BrokerUrl {
         &self.0
     }
 
-    /// The address without its passwords. Whatever could be part of one is taken for it.
-    fn shown(&self) -> String {
+    /// The single addresses.
+    pub fn nodes(&self) -> Vec<BrokerUrl> {
         // A comma may be part of a password; a scheme behind it means a further address.
         let mut nodes: Vec<String> = Vec::new();
         for part in self.0.split(',') {
@@ -85,7 +85,13 @@ impl BrokerUrl {
                 _ => nodes.push(part.to_owned()),
             }
         }
-        let shown = nodes.iter().map(|node| {
+        nodes.into_iter().map(BrokerUrl).collect()
+    }
+
+    /// The address without its passwords. Whatever could be part of one is taken for it.
+    fn shown(&self) -> String {
+        let nodes = self.nodes();
+        let shown = nodes.iter().map(|BrokerUrl(node)| {
             let Some((scheme, rest)) = node.split_once("://") else { return REDACTED.to_owned() };
             match rest.rsplit_once('@') {
                 None => node.clone(),

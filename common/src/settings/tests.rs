@@ -151,7 +151,13 @@ fn every_setting_can_be_said_in_every_layer() {
         let secret = secrets.iter().find(|(key, _)| *key == row.key).map(|(_, value)| json!(value));
         match secret.unwrap_or(row.value) {
             serde_json::Value::String(text) => place.set(&row.variable, &text),
-            serde_json::Value::Array(_) => place.set(&row.variable, "gpt2,pythia-70m"),
+            serde_json::Value::Array(values) if values.is_empty() => {
+                place.set(&row.variable, "gpt2,pythia-70m")
+            }
+            serde_json::Value::Array(values) => {
+                let values: Vec<_> = values.iter().filter_map(|value| value.as_str()).collect();
+                place.set(&row.variable, &values.join(","));
+            }
             other => place.set(&row.variable, &other.to_string()),
         }
     }

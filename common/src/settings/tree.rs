@@ -1,12 +1,18 @@
 //! What can be set. A field here, its default below and its line in deploy/lenspool.toml are all there is
 //! to a new setting: file key, environment variable and provenance follow from its name.
 
-use std::{fmt::Display, num::NonZeroUsize, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fmt::Display,
+    num::{NonZeroU16, NonZeroUsize},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use bytesize::ByteSize;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{BrokerUrl, Secret};
+use super::{BrokerUrl, Secret, Span};
 use crate::{
     capture::Dtype,
     model::hub::{DEFAULT_ENDPOINT, HubOptions},
@@ -23,6 +29,10 @@ pub struct Settings {
     pub hub: Hub,
     /// The broker.
     pub queue: Queue,
+    /// How a worker takes jobs from the broker.
+    pub consume: Consume,
+    /// How jobs are brought to the broker.
+    pub enqueue: Enqueue,
     /// What is logged.
     pub log: Log,
 }
@@ -77,7 +87,7 @@ pub struct Run {
     /// What becomes of prompts longer than the model's context.
     #[serde(deserialize_with = "word")]
     pub on_too_long: OnTooLong,
-    /// Threads of everything besides the model; none: one a core.
+    /// Threads to compute with, and to encode with; none: one a core.
     pub threads: Option<NonZeroUsize>,
 }
 
@@ -171,6 +181,17 @@ pub struct Queue {
     pub ca_file: Option<PathBuf>,
     /// The prefix of all queues' names.
     pub namespace: String,
+    /// Declare nothing: an administrator made exchanges and queues.
+    pub passive: bool,
+    /// How long a connection may take.
+    pub timeout: Span,
+    /// For how long a lost broker is tried again.
+    pub patience: Span,
+    /// How long jobs that failed wait before each further try. As many tries as there are waits.
+    #[serde(deserialize_with = "spans")]
+    pub retry_delays: Vec<Span>,
+    /// The management API's address, for the count of unacknowledged jobs; none: not asked.
+    pub management: Option<BrokerUrl>,
 }
 
 impl Default for Queue {
@@ -182,8 +203,53 @@ impl Default for Queue {
             password_file: None,
             ca_file: None,
             namespace: "lenspool".to_owned(),
+            passive: false,
+            timeout: Span::seconds(10),
+            patience: Span::seconds(600),
+            retry_delays: vec![Span::seconds(30), Span::seconds(300), Span::seconds(1800)],
+            management: None,
         }
     }
+}
+
+/// How a worker takes jobs from the broker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Consume {
+    /// Jobs held at once, the one being computed included.
+    pub prefetch: NonZeroU16,
+    /// Only data directories under these are written to; none: any in which the run was announced.
+    #[serde(deserialize_with = "paths")]
+    pub allow_save_path: Vec<PathBuf>,
+    /// Leave after so long without work.
+    pub max_idle: Option<Span>,
+    /// Leave once the queues were empty for `max_idle`, or for a short while where that is not set.
+    pub exit_when_empty: bool,
+    /// Leave after so long; none: in time before the Slurm job ends, where it is one.
+    pub max_runtime: Option<Span>,
+    /// How long work in hand may go on after the first signal.
+    pub grace: Span,
+}
+
+impl Default for Consume {
+    fn default() -> Consume {
+        Consume {
+            prefetch: const { NonZeroU16::new(3).unwrap() },
+            allow_save_path: Vec::new(),
+            max_idle: None,
+            exit_when_empty: false,
+            max_runtime: None,
+            grace: Span::seconds(120),
+        }
+    }
+}
+
+/// How jobs are brought to the broker.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Enqueue {
+    /// Do not bring the model's weights to the shared hub cache beforehand.
+    pub no_prefetch: bool,
 }
 
 /// What is logged, on stderr.
@@ -215,6 +281,17 @@ pub enum LogFormat {
 /// Reads a word that names one of a few values; the error names them all.
 fn word<'de, D: Deserializer<'de>, T: FromStr<Err: Display>>(deserializer: D) -> Result<T, D::Error> {
     String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+}
+
+/// Reads spans as [`one_or_many`] reads names.
+fn spans<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Span>, D::Error> {
+    let texts = one_or_many(deserializer)?;
+    texts.iter().map(|text| text.parse().map_err(serde::de::Error::custom)).collect()
+}
+
+/// Reads paths as [`one_or_many`] reads names.
+fn paths<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<PathBuf>, D::Error> {
+    Ok(one_or_many(deserializer)?.into_iter().map(PathBuf::from).collect())
 }
 
 /// Reads `"a,b"` and `["a", "b"]` alike.

@@ -10,6 +10,7 @@
 //!   {model}/prompts/{hash}/activations-blocks.-.attn.hook_pattern.npy   (stacked runs)
 //!   .lenspool/.intents/{writer}.jsonl       where a writer may have left temporary files
 //!   .lenspool/{model}/journal/{writer}.jsonl
+//!   .lenspool/{model}/runs/{run}.jsonl       what was enqueued; beside it .cancelled and .indexed
 //!   .lenspool/{model}/partial               some npz here may lack layers: look inside
 //!   .lenspool/{model}/float16               some npz here may hold `<f2`: look inside
 //! ```
@@ -19,8 +20,9 @@
 
 use std::path::{Path, PathBuf};
 
+use super::writer::component;
 pub use crate::model::reference::ModelName;
-use crate::{capture::ArrayLayout, prompt::PromptHash};
+use crate::{capture::ArrayLayout, job::RunId, prompt::PromptHash};
 
 /// The array file of a prompt, a layer an entry.
 pub const NPZ: &str = "activations.npz";
@@ -141,6 +143,31 @@ impl ModelLayout {
     /// What every writer did, one file a writer.
     pub fn journal(&self) -> PathBuf {
         self.bookkeeping().join("journal")
+    }
+
+    /// What was enqueued, one file a run.
+    pub fn runs(&self) -> PathBuf {
+        self.bookkeeping().join("runs")
+    }
+
+    /// What was enqueued for this model in `run`.
+    pub fn run(&self, run: &RunId) -> PathBuf {
+        self.run_file(run, "jsonl")
+    }
+
+    /// Exists once `run` was called off.
+    pub fn run_cancelled(&self, run: &RunId) -> PathBuf {
+        self.run_file(run, "cancelled")
+    }
+
+    /// Exists once the index holds all that `run` computed.
+    pub fn run_indexed(&self, run: &RunId) -> PathBuf {
+        self.run_file(run, "indexed")
+    }
+
+    fn run_file(&self, run: &RunId, extension: &str) -> PathBuf {
+        // A run's name may come in a message.
+        self.runs().join(format!("{}.{extension}", component(&run.0)))
     }
 
     /// Exists once an npz with fewer layers than the model has may have been written.

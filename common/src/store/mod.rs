@@ -11,6 +11,7 @@
 //! | [`index`] | models.jsonl, prompts.jsonl, figures.jsonl |
 //! | `shared` | replacing a file that many replace, losing no one's lines |
 //! | [`journal`] | what each writer did, an event a line; a run's progress |
+//! | [`runs`] | what was enqueued, called off, indexed |
 //! | `intents` | where a writer may leave temporary files, said beforehand |
 //! | [`sweep`] | removing what dead runs left behind |
 //! | [`error`] | what failed, where, and whether another try can help |
@@ -27,6 +28,7 @@ pub mod index;
 mod intents;
 pub mod journal;
 pub mod layout;
+pub mod runs;
 mod shared;
 pub mod sweep;
 pub mod writer;

@@ -161,7 +161,7 @@ impl fmt::Display for WriterId {
 
 /// `text` as a part of a file name: dots separate parts, so none is left in, and it stays short.
 /// What had to be changed is told apart by a digest.
-fn component(text: &str) -> String {
+pub(super) fn component(text: &str) -> String {
     const LONGEST: usize = 48;
     let safe: String = text
         .chars()

@@ -12,10 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::settings::Settings;
+use common::{exit::Exit, settings::Settings, talk::say};
 use serde::Serialize;
 
-use crate::{cli::Bench, encode::Sample, exit::Exit, report::say};
+use crate::{cli::Bench, encode::Sample};
 
 /// How long a measurement goes on.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -78,6 +78,11 @@ impl DeviceChoice {
         }
     }
 
+    /// The kind of device, as torch and model_cfg.json name it.
+    pub fn torch_name(self) -> &'static str {
+        if matches!(self.resolve(), DeviceChoice::Cuda(_)) { "cuda" } else { "cpu" }
+    }
+
     /// burn's device.
     pub(super) fn open(self) -> Result<Device, DeviceError> {
         match self.resolve() {

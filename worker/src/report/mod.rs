@@ -5,14 +5,3 @@
 pub mod progress;
 pub mod summary;
 pub mod tally;
-
-use std::{
-    fmt::Display,
-    io::{self, Write},
-};
-
-/// Writes data to stdout. A reader that has seen enough, as `head` has, is no error.
-pub fn say(data: impl Display) {
-    let mut out = io::stdout().lock();
-    let _ = write!(out, "{data}").and_then(|()| out.flush());
-}

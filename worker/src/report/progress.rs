@@ -1,46 +1,15 @@
 //! How a run is shown while it goes on: a bar for a person, a line now and then for a log, nothing for a script.
 
-use std::{
-    io::{self, Write},
-    sync::LazyLock,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use common::talk::{View, add_bar};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::tally::{Tally, rate};
 
-/// Every bar of this process: log lines have to know them, or they tear them.
-static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
-
-/// stderr for log lines: takes the bars away while it writes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct BesideBars;
-
-impl Write for BesideBars {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        BARS.suspend(|| io::stderr().write(bytes))
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        io::stderr().flush()
-    }
-}
-
 /// How often a log gets a line.
 const LOG_EVERY: Duration = Duration::from_secs(30);
-
-/// Where progress goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum View {
-    /// A bar on a terminal.
-    Bar,
-    /// A line every half minute.
-    Log,
-    /// Nothing.
-    Quiet,
-}
 
 /// The progress of one model's run.
 #[derive(Debug)]
@@ -64,7 +33,7 @@ impl Progress {
             .progress_chars("━╸─"),
         );
         bar.set_prefix(model.to_owned());
-        let bar = if view == View::Bar { BARS.add(bar) } else { bar };
+        let bar = if view == View::Bar { add_bar(bar) } else { bar };
         if view == View::Bar {
             bar.enable_steady_tick(Duration::from_millis(250));
         }

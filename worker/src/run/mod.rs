@@ -1,7 +1,6 @@
 //! `worker run`: the whole path from a prompt file to a data directory in one process, with the
 //! embedded queue between its halves.
 
-mod files;
 mod model;
 mod options;
 mod signals;
@@ -9,29 +8,23 @@ mod signals;
 use std::{collections::HashMap, path::Path, sync::Arc, time::Instant};
 
 use common::{
+    exit::Exit,
     intake::Request,
     job::RunId,
     model::reference::ModelRef,
     prompt::{
         PromptSet,
-        load::{LoadOptions, LoadReport, load},
+        load::{LoadOptions, load},
     },
     settings::Settings,
+    talk::{View, say},
 };
-pub use options::{Options, OptionsError};
+pub use options::{ComputeOptions, Options, OptionsError};
 
 use crate::{
-    exit::Exit,
-    report::{
-        progress::View,
-        say,
-        summary::{ModelSummary, RunSummary},
-    },
+    report::summary::{ModelSummary, RunSummary},
     serve::Shutdown,
 };
-
-/// Bad lines and hash conflicts told one by one; more are only counted.
-const LINES_SHOWN: usize = 20;
 
 /// Runs what `settings` say and returns how it ended. Talk goes to stderr; with `json`, the summary to stdout.
 pub fn run(settings: &Settings, view: View, json: bool) -> Exit {
@@ -39,7 +32,7 @@ pub fn run(settings: &Settings, view: View, json: bool) -> Exit {
         Ok(options) => options,
         Err(error) => return fail(&error, Exit::Configuration),
     };
-    if let Some(threads) = options.threads {
+    if let Some(threads) = options.compute.threads {
         // Fails only where a pool exists already, which then stays in use.
         let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     }
@@ -56,9 +49,9 @@ pub fn run(settings: &Settings, view: View, json: bool) -> Exit {
         shutdown,
         runtime,
         loaded: HashMap::new(),
-        summary: RunSummary::new(new_run_id()),
+        summary: RunSummary::new(RunId::fresh()),
     };
-    run.summary.forced = run.options.force;
+    run.summary.forced = run.options.intake.force;
     let mut exit = run.models();
     let Run { mut summary, shutdown, .. } = run;
     summary.interrupted = shutdown.stop.is_cancelled();
@@ -93,7 +86,7 @@ impl Run {
     /// One model after the other; the worst of their exits.
     fn models(&mut self) -> Exit {
         let mut exit = Exit::Done;
-        for model in self.options.models.clone() {
+        for model in self.options.intake.models.clone() {
             if self.shutdown.stop.is_cancelled() {
                 break;
             }
@@ -107,7 +100,7 @@ impl Run {
     }
 
     fn request(&self) -> Request {
-        self.options.request(self.summary.run.clone())
+        self.options.intake.request(self.summary.run.clone())
     }
 
     /// The prompts of a file, loaded once. What is wrong with it is told here.
@@ -115,9 +108,9 @@ impl Run {
         if let Some(prompts) = self.loaded.get(path) {
             return Ok(Arc::clone(prompts));
         }
-        let options = LoadOptions { path: path.to_owned(), ..self.options.load.clone() };
+        let options = LoadOptions { path: path.to_owned(), ..self.options.intake.load.clone() };
         let loaded = load(&options)?;
-        tell(&loaded.report);
+        loaded.report.tell();
         self.summary.seed = loaded.report.seed;
         self.summary.bad_lines += loaded.report.bad_lines + loaded.report.conflicting;
         let prompts = Arc::new(loaded.prompts);
@@ -135,49 +128,10 @@ impl Run {
     }
 }
 
-/// Says what was found in a prompt file, bad lines by name.
-fn tell(report: &LoadReport) {
-    for line in report.bad_lines_located().take(LINES_SHOWN) {
-        tracing::warn!("{line}");
-    }
-    if report.bad_lines > LINES_SHOWN {
-        tracing::warn!("and {} more bad lines", report.bad_lines - LINES_SHOWN);
-    }
-    for conflict in report.conflicts.iter().take(LINES_SHOWN) {
-        tracing::warn!("{}: {conflict}", report.path.display());
-    }
-    let seed = report.seed.map(|seed| format!(", shuffled with --seed {seed}")).unwrap_or_default();
-    tracing::info!(
-        "{}: {} prompts from {} lines ({} blank, {} bad, {} duplicates, {} too short, {} split){seed}",
-        report.path.display(),
-        report.prompts,
-        report.lines,
-        report.blank,
-        report.bad_lines,
-        report.duplicates,
-        report.too_short,
-        report.split
-    );
-}
-
 /// Says an error with its causes and returns `exit`.
 fn fail(error: &dyn std::fmt::Display, exit: Exit) -> Exit {
     tracing::error!("{error}");
     exit
-}
-
-/// A run's id: when it began, and on which process of which machine.
-fn new_run_id() -> RunId {
-    let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S");
-    let node = rustix::system::uname();
-    let host: String = node
-        .nodename()
-        .to_string_lossy()
-        .chars()
-        .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
-        .take(32)
-        .collect();
-    RunId(format!("{now}-{host}-{}", std::process::id()))
 }
 
 /// The kernel's high-water mark of this process's resident memory, in bytes.

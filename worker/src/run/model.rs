@@ -1,13 +1,15 @@
 //! One model's part of a run: plan it, serve it, index it.
 
 use std::{
+    collections::HashSet,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
 use common::{
-    intake::{IntakeError, KnownModel, Planned},
+    exit::Exit,
+    intake::{IntakeError, KnownModel, Place, PlaceError, Planned},
     job::{FailureKind, ModelPin},
     model::{
         hub::HubOptions,
@@ -21,10 +23,9 @@ use common::{
     store::StoreError,
 };
 
-use super::{Options, Run, files::Files};
+use super::{ComputeOptions, Options, Run};
 use crate::{
     data_directory::DataDirectory,
-    exit::Exit,
     model::{self, device::DeviceChoice},
     report::{progress::Progress, summary::ModelSummary, tally::Tally},
     serve::{self, Event, Models, OpenError, OpenModel, Scope, ServeError},
@@ -43,8 +44,8 @@ pub enum ModelError {
     Intake(#[from] IntakeError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("{} holds patterns of another model: {told}; use another --save-path", directory.display())]
-    OtherModel { directory: PathBuf, told: String },
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     #[error(transparent)]
     Serve(#[from] ServeError),
     #[error(transparent)]
@@ -60,11 +61,13 @@ impl ModelError {
             FailureKind::Bug => Exit::Bug,
         };
         match self {
-            ModelError::Prompts(_) | ModelError::OtherModel { .. } => Exit::Configuration,
+            ModelError::Prompts(_) | ModelError::Place(PlaceError::OtherModel { .. }) => Exit::Configuration,
             // On a cluster another node may have it; here, somebody must fetch it first.
             ModelError::Intake(IntakeError::Locate(LocateError::NotCached { .. })) => Exit::Configuration,
             ModelError::Intake(IntakeError::Locate(error)) => by_kind(error.kind()),
-            ModelError::Intake(IntakeError::Store(error)) | ModelError::Store(error) => by_kind(error.kind()),
+            ModelError::Intake(IntakeError::Store(error))
+            | ModelError::Store(error)
+            | ModelError::Place(PlaceError::Store(error)) => by_kind(error.kind()),
             ModelError::Intake(IntakeError::Spool(_)) | ModelError::Spool(_) => Exit::Transient,
             ModelError::Intake(_) => Exit::Configuration,
             ModelError::Serve(ServeError::Storage { .. }) => Exit::Transient,
@@ -85,12 +88,13 @@ pub(super) fn run(
     if let Some(warning) = known.warning() {
         tracing::warn!("{}: {warning}", known.located.name);
     }
-    let files = Files::open(&request, &known, run.options.index_html);
-    let path = run.options.prompts.clone().unwrap_or_else(|| files.own_prompts());
+    let files = Place::open(&request, &known, run.options.intake.index_html);
+    let path = run.options.intake.prompts.clone().unwrap_or_else(|| files.own_prompts());
     let prompts = run.prompts(&path)?;
-    let planned = Arc::new(known.plan(&request, prompts, run.options.spool(), |_| {})?);
+    let planned =
+        Arc::new(known.plan(&request, prompts, &HashSet::new(), run.options.intake.spool(), |_| {})?);
     let prepared = begin.elapsed();
-    files.begin(&request, &known, run.options.device)?;
+    files.begin(&request, &known, run.options.compute.device.torch_name())?;
 
     let mut tally = Tally::default();
     planned.failures().for_each(|failure| tally.fail(failure));
@@ -143,8 +147,8 @@ fn serve(run: &Run, known: &KnownModel, planned: &Arc<Planned>, tally: &mut Tall
     let models = RunModels {
         located: known.located.clone(),
         spec: known.spec.clone(),
-        hub: run.options.hub.clone(),
-        device: run.options.device,
+        hub: run.options.intake.hub.clone(),
+        device: run.options.compute.device,
     };
     let feed_error = Arc::new(Mutex::new(None));
     let handle = run.runtime.handle().clone();
@@ -190,11 +194,15 @@ fn serve(run: &Run, known: &KnownModel, planned: &Arc<Planned>, tally: &mut Tall
 
 /// How wide the pipeline is on this machine.
 fn pipeline(options: &Options) -> serve::Options {
-    let cores =
-        options.threads.or_else(|| std::thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
-    let batch_bytes = usize::try_from(options.limits.batch_bytes).unwrap_or(usize::MAX);
+    let batch_bytes = usize::try_from(options.intake.limits.batch_bytes).unwrap_or(usize::MAX);
+    pipeline_of(&options.compute, JOBS_AHEAD, batch_bytes)
+}
+
+/// A pipeline for batches of so many bytes of patterns.
+pub(crate) fn pipeline_of(compute: &ComputeOptions, jobs_ahead: usize, batch_bytes: usize) -> serve::Options {
+    let cores = compute.cores();
     serve::Options {
-        jobs_ahead: JOBS_AHEAD,
+        jobs_ahead,
         batch_bytes,
         // One batch being computed and one being encoded, within what the user gave for one.
         raw_bytes: batch_bytes,
@@ -202,7 +210,7 @@ fn pipeline(options: &Options) -> serve::Options {
         encoders: cores,
         // They wait for fsync, not for a core.
         committers: cores.clamp(4, 16),
-        compression: options.compression,
+        compression: compute.compression,
     }
 }
 
@@ -238,7 +246,7 @@ fn refuse(error: LocateError) -> OpenError {
     OpenError { kind: error.kind(), scope: Scope::Worker, reason: error.to_string() }
 }
 
-fn tell_fetch(event: &FetchEvent<'_>) {
+pub(crate) fn tell_fetch(event: &FetchEvent<'_>) {
     match event {
         FetchEvent::Waiting { file } => tracing::info!("waiting for {file}: another process is fetching it"),
         FetchEvent::Retry { file, cause } => tracing::warn!("fetching {file} again: {cause}"),

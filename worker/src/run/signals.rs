@@ -3,7 +3,9 @@
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{exit::Exit, serve::Shutdown};
+use common::exit::Exit;
+
+use crate::serve::Shutdown;
 
 /// Waits for signals for as long as the process lives.
 pub async fn watch(shutdown: Shutdown) {

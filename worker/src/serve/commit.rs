@@ -7,12 +7,13 @@ use std::{
 };
 
 use common::{
-    job::{Failure, FailureKind, Job, JobPrompt},
+    job::{Failure, FailureKind, Job, JobPrompt, Outcome},
     npz::Entry,
 };
 use tokio::sync::mpsc;
 
-use super::{Note, Written, compute::panic_text, encoding::Whole, hand::PromptEnd};
+use super::{JobEnd, Note, Written, compute::panic_text, encoding::Whole, hand::PromptEnd};
+
 /// What a store keeps for a job from its beginning until it is settled.
 pub type Hold = Box<dyn std::any::Any + Send>;
 
@@ -56,8 +57,25 @@ impl Part {
     }
 }
 
+/// Whether a job is to be run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Yes.
+    Welcome,
+    /// Nobody wants it any more.
+    Cancelled,
+}
+
 /// Where finished prompts go. The data directory is one; tests have others.
 pub trait Commit: Send + Sync + 'static {
+    /// The first look at a job, before anything is read or written for it. An error fails the whole job.
+    fn admit(&self, _job: &Job) -> Result<Admission, CommitError> {
+        Ok(Admission::Welcome)
+    }
+
+    /// Told what became of a job just before the queue is.
+    fn settling(&self, _job: &Job, _outcome: &Outcome, _how: JobEnd) {}
+
     /// Makes ready for the prompts of `job` that `todo` points to, before any of them is committed.
     fn begin(&self, job: &Job, todo: &[usize]) -> Result<Hold, CommitError>;
 

@@ -28,6 +28,7 @@ struct Hand<T> {
     tag: T,
     open: usize,
     unfinished: bool,
+    cancelled: bool,
     outcome: Outcome,
 }
 
@@ -47,6 +48,8 @@ pub struct Finished<T> {
     pub settlement: Settlement,
     /// What became of the prompts.
     pub outcome: Outcome,
+    /// Whether nobody wanted it any more.
+    pub cancelled: bool,
 }
 
 impl<T> Default for Hands<T> {
@@ -60,7 +63,8 @@ impl<T> Hands<T> {
     pub fn take(&mut self, tag: T, prompts: usize) -> Serial {
         let serial = Serial(self.next);
         self.next += 1;
-        self.held.insert(serial, Hand { tag, open: prompts, unfinished: false, outcome: Outcome::default() });
+        let outcome = Outcome::default();
+        self.held.insert(serial, Hand { tag, open: prompts, unfinished: false, cancelled: false, outcome });
         serial
     }
 
@@ -98,7 +102,15 @@ impl<T> Hands<T> {
         } else {
             Settlement::Failed(hand.outcome.failures.clone())
         };
-        Some(Finished { tag: hand.tag, settlement, outcome: hand.outcome })
+        Some(Finished { tag: hand.tag, settlement, outcome: hand.outcome, cancelled: hand.cancelled })
+    }
+
+    /// Ends a delivery that nobody wants any more.
+    pub fn cancel(&mut self, serial: Serial) -> Option<Finished<T>> {
+        let hand = self.held.get_mut(&serial)?;
+        hand.open = 0;
+        hand.cancelled = true;
+        self.finish(serial)
     }
 
     /// Ends a delivery whose job cannot be run at all.

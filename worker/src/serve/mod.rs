@@ -21,8 +21,8 @@ use std::{
 };
 
 use common::{
-    job::{Failure, Job, ModelPin},
-    queue::{Consume, Delivery, Settlement},
+    job::{Failure, Job, ModelPin, Outcome},
+    queue::{Consume, Delivery, Settled, Settlement},
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -35,7 +35,7 @@ mod compute;
 mod encoding;
 mod hand;
 
-pub use commit::{Commit, CommitError, Hold, Part};
+pub use commit::{Admission, Commit, CommitError, Hold, Part};
 pub use compute::{Models, OpenError, OpenModel, Scope};
 
 use budget::ByteBudget;
@@ -103,9 +103,22 @@ pub enum Event {
         failures: Vec<Failure>,
         /// Prompts computed and committed by it now.
         done: usize,
-        /// Whether it was given back.
-        handed_back: bool,
+        /// How.
+        how: JobEnd,
     },
+}
+
+/// How a delivery was settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobEnd {
+    /// Every prompt is committed, or its failure is on record.
+    Over,
+    /// It was given back.
+    HandedBack,
+    /// The queue took it back meanwhile and gives it out again.
+    Lost,
+    /// Nobody wants it any more.
+    Cancelled,
 }
 
 /// What one committed prompt cost.
@@ -166,6 +179,9 @@ pub enum End {
     Stopped,
 }
 
+/// Jobs in a row whose model cannot be opened after which this worker counts as unfit: on a node without the models
+/// it would send every job of a queue away.
+const MODEL_PATIENCE: usize = 3;
 /// Commit failures in a row after which computing more would be a waste of the device.
 const STORAGE_PATIENCE: usize = 8;
 
@@ -193,8 +209,10 @@ where
         pipeline: Some(pipeline),
         admissions: JoinSet::new(),
         accepting: true,
+        stopped: false,
         drained: false,
         storage_failures: 0,
+        model_failures: 0,
         fault: None,
         observe,
     };
@@ -218,8 +236,11 @@ struct Loop<Q: Consume, C, F> {
     pipeline: Option<Pipeline>,
     admissions: JoinSet<Admitted>,
     accepting: bool,
+    /// Whether the queue was told that no more is taken.
+    stopped: bool,
     drained: bool,
     storage_failures: usize,
+    model_failures: usize,
     fault: Option<ServeError>,
     observe: F,
 }
@@ -228,8 +249,17 @@ struct Loop<Q: Consume, C, F> {
 struct Admitted {
     serial: Serial,
     job: Arc<Job>,
-    todo: Vec<usize>,
-    hold: Result<Option<Hold>, CommitError>,
+    look: Look,
+}
+
+/// What the last look found.
+enum Look {
+    /// Nobody wants the job any more.
+    Cancelled,
+    /// It must not be run here.
+    Refused(CommitError),
+    /// These prompts are to be computed.
+    Todo { todo: Vec<usize>, hold: Result<Option<Hold>, CommitError> },
 }
 
 impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
@@ -240,6 +270,10 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
         shutdown: Shutdown,
     ) -> Result<End, ServeError> {
         loop {
+            if !self.accepting && !self.stopped {
+                self.stopped = true;
+                self.queue.stop().await;
+            }
             if !self.accepting && self.hands.is_empty() {
                 // Closing the pipeline's mouth ends its threads; the channel of notes ends with the last of them.
                 self.pipeline = None;
@@ -276,15 +310,33 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
         self.jobs.insert(serial, (Arc::clone(&job), None));
         let store = Arc::clone(&self.store);
         self.admissions.spawn_blocking(move || {
-            let open = |&index: &usize| job.force || !store.is_committed(&job, &job.prompts[index]);
-            let todo: Vec<_> = (0..job.prompts.len()).filter(open).collect();
-            let hold = if todo.is_empty() { Ok(None) } else { store.begin(&job, &todo).map(Some) };
-            Admitted { serial, job, todo, hold }
+            let look = match store.admit(&job) {
+                Err(error) => Look::Refused(error),
+                Ok(Admission::Cancelled) => Look::Cancelled,
+                Ok(Admission::Welcome) => {
+                    let open = |&index: &usize| job.force || !store.is_committed(&job, &job.prompts[index]);
+                    let todo: Vec<_> = (0..job.prompts.len()).filter(open).collect();
+                    let hold = if todo.is_empty() { Ok(None) } else { store.begin(&job, &todo).map(Some) };
+                    Look::Todo { todo, hold }
+                }
+            };
+            Admitted { serial, job, look }
         });
     }
 
     async fn admit(&mut self, admitted: Admitted) -> Result<(), ServeError> {
-        let Admitted { serial, job, todo, hold } = admitted;
+        let Admitted { serial, job, look } = admitted;
+        let (todo, hold) = match look {
+            Look::Todo { todo, hold } => (todo, hold),
+            Look::Cancelled => {
+                let finished = self.hands.cancel(serial);
+                return self.settle(serial, finished).await;
+            }
+            Look::Refused(CommitError { kind, reason }) => {
+                let finished = self.hands.refuse(serial, Failure { hash: None, kind, reason });
+                return self.settle(serial, finished).await;
+            }
+        };
         if job.prompts.is_empty() {
             let finished = self.hands.finish(serial);
             return self.settle(serial, finished).await;
@@ -327,6 +379,9 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
     async fn hear(&mut self, note: Note) -> Result<(), ServeError> {
         match note {
             Note::Event(event) => {
+                if let Event::ModelOpened { .. } = event {
+                    self.model_failures = 0;
+                }
                 (self.observe)(&event);
                 Ok(())
             }
@@ -345,6 +400,10 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
                 self.end(serial, end, written).await
             }
             Note::ModelFailed { serial, error } if error.scope == Scope::Job => {
+                self.model_failures += 1;
+                if self.model_failures >= MODEL_PATIENCE {
+                    self.stop_for(ServeError::Model(error.clone()));
+                }
                 let failure = Failure { hash: None, kind: error.kind, reason: error.reason };
                 let finished = self.hands.refuse(serial, failure);
                 self.settle(serial, finished).await
@@ -378,18 +437,30 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
     }
 
     async fn settle(&mut self, serial: Serial, finished: Option<Finished<Q::Tag>>) -> Result<(), ServeError> {
-        let Some(Finished { tag, settlement, outcome }) = finished else { return Ok(()) };
-        let handed_back = settlement == Settlement::HandBack;
-        if let Err(error) = self.queue.settle(tag, settlement).await {
-            self.stop_for(ServeError::Queue(Box::new(error)));
+        let Some(Finished { tag, settlement, outcome, cancelled }) = finished else { return Ok(()) };
+        let mut how = match settlement {
+            Settlement::HandBack => JobEnd::HandedBack,
+            _ if cancelled => JobEnd::Cancelled,
+            _ => JobEnd::Over,
+        };
+        let Outcome { done, failures, .. } = outcome.clone();
+        let job = self.jobs.remove(&serial).map(|(job, hold)| {
+            // What was announced has ended; the store is told before the queue forgets the job.
+            drop(hold);
+            job
+        });
+        if let Some(job) = &job {
+            let (store, job) = (Arc::clone(&self.store), Arc::clone(job));
+            let told = tokio::task::spawn_blocking(move || store.settling(&job, &outcome, how));
+            told.await.expect("a store's note neither panics nor is aborted");
         }
-        if let Some((job, _)) = self.jobs.remove(&serial) {
-            (self.observe)(&Event::JobSettled {
-                job,
-                failures: outcome.failures,
-                done: outcome.done,
-                handed_back,
-            });
+        match self.queue.settle(tag, settlement).await {
+            Ok(Settled::Accepted) => {}
+            Ok(Settled::Lost) => how = JobEnd::Lost,
+            Err(error) => self.stop_for(ServeError::Queue(Box::new(error))),
+        }
+        if let Some(job) = job {
+            (self.observe)(&Event::JobSettled { job, failures, done, how });
         }
         Ok(())
     }

@@ -81,7 +81,35 @@ pub struct LoadReport {
     pub prompts: usize,
 }
 
+/// Bad lines and hash conflicts told one by one; more are only counted.
+const LINES_TOLD: usize = 20;
+
 impl LoadReport {
+    /// Says what was found in the file in the log, bad lines by name.
+    pub fn tell(&self) {
+        for line in self.bad_lines_located().take(LINES_TOLD) {
+            tracing::warn!("{line}");
+        }
+        if self.bad_lines > LINES_TOLD {
+            tracing::warn!("and {} more bad lines", self.bad_lines - LINES_TOLD);
+        }
+        for conflict in self.conflicts.iter().take(LINES_TOLD) {
+            tracing::warn!("{}: {conflict}", self.path.display());
+        }
+        let seed = self.seed.map(|seed| format!(", shuffled with --seed {seed}")).unwrap_or_default();
+        tracing::info!(
+            "{}: {} prompts from {} lines ({} blank, {} bad, {} duplicates, {} too short, {} split){seed}",
+            self.path.display(),
+            self.prompts,
+            self.lines,
+            self.blank,
+            self.bad_lines,
+            self.duplicates,
+            self.too_short,
+            self.split
+        );
+    }
+
     /// Why nothing came of it, and what to do.
     pub(super) fn no_prompts(&self) -> String {
         let LoadReport { path, lines, blank, bad_lines, too_short, .. } = self;

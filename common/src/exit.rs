@@ -1,4 +1,4 @@
-//! The worker's exit codes, by `sysexits.h` where it has one.
+//! The exit codes of both commands, by `sysexits.h` where it has one.
 
 use std::process::ExitCode;
 
@@ -16,7 +16,7 @@ pub enum Exit {
     Transient = 75,
     /// Settings, model or prompt file: nothing will change until somebody changes them.
     Configuration = 78,
-    /// Stopped by a signal after the batch in hand; the same command goes on from there.
+    /// Stopped by a signal after what was in hand; the same command goes on from there.
     Interrupted = 130,
 }
 

@@ -1,9 +1,9 @@
-//! The files of a data directory that are not one prompt's: model_cfg.json, the indexes, the page.
+//! One model's place in a data directory: model_cfg.json, the indexes, the page.
 
 use std::path::PathBuf;
 
-use common::{
-    intake::{KnownModel, Request},
+use super::{KnownModel, Request};
+use crate::{
     model::card::{CardFacts, differences},
     store::{
         Store, StoreError,
@@ -11,43 +11,46 @@ use common::{
     },
 };
 
-use super::model::ModelError;
-use crate::model::device::DeviceChoice;
+/// Why a model cannot have its place.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum PlaceError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("{} holds patterns of another model: {told}; use another --save-path", directory.display())]
+    OtherModel { directory: PathBuf, told: String },
+}
 
 /// One model's place in a data directory.
-pub(super) struct Files {
+#[derive(Debug)]
+pub struct Place {
     store: Store,
     layout: ModelLayout,
     index_html: bool,
 }
 
-impl Files {
+impl Place {
     /// The place of `known`. Writes nothing yet.
-    pub(super) fn open(request: &Request, known: &KnownModel, index_html: bool) -> Self {
+    pub fn open(request: &Request, known: &KnownModel, index_html: bool) -> Self {
         let store = Store::new(&request.save_path, &request.run);
         let layout = SaveLayout::new(&request.save_path).model(&known.located.name);
-        Files { store, layout, index_html }
+        Place { store, layout, index_html }
     }
 
     /// The prompt file that is read where none was given.
-    pub(super) fn own_prompts(&self) -> PathBuf {
+    pub fn own_prompts(&self) -> PathBuf {
         self.layout.prompts_jsonl()
     }
 
     /// Where the model's files are.
-    pub(super) fn directory(&self) -> PathBuf {
+    pub fn directory(&self) -> PathBuf {
         self.layout.dir()
     }
 
-    /// Writes what must be there from the start. Refuses a directory that holds another model's patterns.
-    pub(super) fn begin(
-        &self,
-        request: &Request,
-        known: &KnownModel,
-        device: DeviceChoice,
-    ) -> Result<(), ModelError> {
+    /// Writes what must be there from the start; `device` is the kind that computes, as torch names it.
+    /// Refuses a directory that holds another model's patterns.
+    pub fn begin(&self, request: &Request, known: &KnownModel, device: &str) -> Result<(), PlaceError> {
         let (bos, _) = known.bos();
-        let device = if matches!(device.resolve(), DeviceChoice::Cuda(_)) { "cuda" } else { "cpu" };
         let facts = CardFacts {
             model: &known.located,
             spec: &known.spec,
@@ -60,15 +63,20 @@ impl Files {
             let differences = differences(&there, &card);
             if !differences.is_empty() {
                 let told = differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-                return Err(ModelError::OtherModel { directory: self.layout.dir(), told });
+                return Err(PlaceError::OtherModel { directory: self.layout.dir(), told });
             }
         }
         self.store.begin_model(&self.layout, &card, self.index_html)?;
         Ok(())
     }
 
+    /// Where its files lie.
+    pub fn layout(&self) -> &ModelLayout {
+        &self.layout
+    }
+
     /// Brings the indexes up to date with what is committed.
-    pub(super) fn index(&self) -> Result<(), StoreError> {
+    pub fn index(&self) -> Result<(), StoreError> {
         self.store.update_index(&self.layout)
     }
 }

@@ -3,7 +3,13 @@
 //!
 //! Reads config and tokenizer, never weights; looks at what is committed and leaves it out.
 
-use std::{path::PathBuf, sync::Arc};
+mod options;
+mod place;
+
+use std::{collections::HashSet, path::PathBuf, sync::Arc};
+
+pub use options::{IntakeOptions, IntakeOptionsError};
+pub use place::{Place, PlaceError};
 
 use crate::{
     capture::{ArrayLayout, Capture, Dtype},
@@ -16,7 +22,7 @@ use crate::{
         spec::ModelSpec,
     },
     plan::{Batch, PatternShape, PlanLimits, plan},
-    prompt::PromptSet,
+    prompt::{PromptHash, PromptSet},
     selection::{Selection, SelectionError},
     spool::{SpoolError, SpoolOptions},
     store::{CacheCheck, StoreError, layout::SaveLayout},
@@ -120,17 +126,18 @@ impl KnownModel {
         (self.tokenizer.bos(), self.tokenizer.options().wants_bos())
     }
 
-    /// Leaves out what is committed, tokenizes the rest and cuts it into batches. `progress` is told
-    /// how many prompts were tokenized.
+    /// Leaves out what is committed and what `published` says is on its way, tokenizes the rest and cuts it into
+    /// batches. `progress` is told how many prompts were tokenized.
     pub fn plan(
         &self,
         request: &Request,
         prompts: Arc<PromptSet>,
+        published: &HashSet<PromptHash>,
         spool: SpoolOptions,
         progress: impl FnMut(usize),
     ) -> Result<Planned, IntakeError> {
         let total = prompts.len();
-        let wanted: Vec<usize> = if request.force {
+        let mut wanted: Vec<usize> = if request.force {
             (0..total).collect()
         } else {
             let layout = SaveLayout::new(&request.save_path).model(&self.located.name);
@@ -139,13 +146,20 @@ impl KnownModel {
             let cached = check.check(&hashes)?;
             (0..total).filter(|&at| !cached[at]).collect()
         };
+        let cached = total - wanted.len();
+        if !published.is_empty() {
+            let under_way: Vec<_> = prompts.hashes().map(|hash| published.contains(hash)).collect();
+            wanted.retain(|&at| !under_way[at]);
+        }
+        let published = total - cached - wanted.len();
         let set = TokenizedSet::new(Arc::clone(&self.tokenizer), prompts, &wanted, spool, progress)?;
         let n_layers = self.capture.layers.indices(self.spec.n_layers()).len();
         let shape = PatternShape { n_layers, n_heads: self.spec.n_heads };
         let batches = plan(&set.items(), shape, request.limits);
         Ok(Planned {
             prompts: total,
-            cached: total - wanted.len(),
+            cached,
+            published,
             template: JobTemplate {
                 run: request.run.clone(),
                 model: self.located.pin(),
@@ -167,6 +181,8 @@ pub struct Planned {
     pub prompts: usize,
     /// Prompts committed already.
     pub cached: usize,
+    /// Prompts left out because they are on their way.
+    pub published: usize,
     set: TokenizedSet,
     batches: Vec<Batch>,
     template: JobTemplate,

@@ -1,0 +1,113 @@
+//! What was enqueued in a namespace: a stream on the broker, an entry a model of a run. AMQP cannot list queues;
+//! from here a worker knows which models there are, and an operator which runs, and where their files lie.
+
+use std::{path::PathBuf, time::Duration};
+
+use futures_util::StreamExt;
+use jiff::Timestamp;
+use lapin::{
+    BasicProperties,
+    options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions},
+    types::{AMQPValue, FieldTable},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    error::{BrokerError, during},
+    link::Link,
+    look::Observer,
+    message::number_of,
+    publisher::{Message, Publisher},
+    topology::{self, Names},
+};
+use crate::job::{ModelPin, RunId};
+
+/// How long nothing may come before the rest of the stream counts as read, where its count says otherwise.
+const SILENCE: Duration = Duration::from_millis(500);
+/// Entries under way at once.
+const AHEAD: u16 = 500;
+
+/// One model of a run, as it was enqueued.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunEntry {
+    /// The run.
+    pub run: RunId,
+    /// The model.
+    pub model: ModelPin,
+    /// The data directory.
+    pub save_path: PathBuf,
+    /// Prompts that are to be computed.
+    pub prompts: usize,
+    /// Messages they make.
+    pub jobs: usize,
+    /// When.
+    pub at: Timestamp,
+    /// From which host.
+    pub host: String,
+}
+
+impl Publisher {
+    /// Enters a model of a run. Entering it again is harmless: the last entry holds.
+    pub async fn register(&mut self, names: &Names, entry: &RunEntry) -> Result<(), BrokerError> {
+        let body = serde_json::to_vec(entry).expect("an entry is plain data");
+        self.confirm_all().await?;
+        self.send(Message {
+            exchange: String::new(),
+            routing_key: names.runs(),
+            properties: BasicProperties::default().with_content_type("application/json".into()),
+            body,
+            what: format!("the entry of run {}", entry.run),
+        })
+        .await?;
+        self.confirm_all().await
+    }
+}
+
+impl Observer {
+    /// Everything enqueued in the namespace, oldest first, each model of a run once.
+    pub async fn runs(&self) -> Result<Vec<RunEntry>, BrokerError> {
+        read(&self.link, &self.broker.names).await
+    }
+}
+
+/// See [`Observer::runs`].
+pub(super) async fn read(link: &Link, names: &Names) -> Result<Vec<RunEntry>, BrokerError> {
+    let stream = names.runs();
+    let channel = link.side_channel().await?;
+    let count = match topology::passive(&channel, &stream).await {
+        Ok(declared) => i64::from(declared.message_count()),
+        // Nobody has enqueued anything yet.
+        Err(BrokerError::Missing { .. }) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let failed = |error: &lapin::Error| during(format!("read the stream {stream}"), error);
+    channel.basic_qos(AHEAD, BasicQosOptions::default()).await.map_err(|error| failed(&error))?;
+    let mut from = FieldTable::default();
+    from.insert("x-stream-offset".into(), AMQPValue::LongString("first".into()));
+    let mut entries: Vec<RunEntry> = Vec::new();
+    if count > 0 {
+        let options = BasicConsumeOptions::default();
+        let consumer = channel.basic_consume(stream.as_str().into(), "".into(), options, from).await;
+        let mut consumer = consumer.map_err(|error| failed(&error))?;
+        let mut read = 0;
+        // Streams have no end: what was there when we asked is read, or what comes without a pause.
+        while read < count {
+            let Ok(next) = tokio::time::timeout(SILENCE, consumer.next()).await else { break };
+            let Some(delivery) = next else { break };
+            let delivery = delivery.map_err(|error| failed(&error))?;
+            let offset = delivery
+                .properties
+                .headers()
+                .as_ref()
+                .and_then(|headers| headers.inner().get("x-stream-offset").and_then(number_of));
+            read = offset.map_or(read + 1, |offset| offset + 1);
+            if let Ok(entry) = serde_json::from_slice::<RunEntry>(&delivery.data) {
+                entries.retain(|known| known.run != entry.run || known.model.name != entry.model.name);
+                entries.push(entry);
+            }
+            delivery.acker.ack(BasicAckOptions::default()).await.map_err(|error| failed(&error))?;
+        }
+    }
+    let _ = channel.close(200, "done".into()).await;
+    Ok(entries)
+}

@@ -1,0 +1,20 @@
+//! lenspool's dispatcher: plans runs and publishes their jobs, and shows and mends what becomes of them.
+
+pub mod cli;
+mod enqueue;
+mod error;
+mod topology;
+
+use cli::Command;
+use common::{exit::Exit, settings::Settings};
+pub use error::Error;
+use tokio::runtime::Runtime;
+
+/// Runs a command and returns how it ended. Talk goes to stderr, data to stdout.
+pub fn run(command: &Command, settings: &Settings, runtime: &Runtime) -> Result<Exit, Error> {
+    match command {
+        Command::Enqueue(args) => enqueue::run(args, settings, runtime),
+        Command::Topology(args) => topology::run(args, settings),
+        _ => Err(Error::Request("this command is not built yet".to_owned())),
+    }
+}
