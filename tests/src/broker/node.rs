@@ -158,7 +158,6 @@ impl Node {
                 "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
                 "-start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
             )
-            .env("RABBITMQ_LOG", "-color")
             .env("ERL_CRASH_DUMP_SECONDS", "0") // Its log says it in fewer lines.
             .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
             .env("RABBITMQ_CONFIG_FILE", file("rabbitmq.conf"))
@@ -181,7 +180,8 @@ impl Node {
              disk_free_limit.absolute = 100MB\n\
              log.file = false\n\
              log.console = true\n\
-             log.console.level = info\n",
+             log.console.level = info\n\
+             log.console.use_colors = off\n",
             self.amqp.number(),
             options.memory
         );
