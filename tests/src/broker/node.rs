@@ -79,7 +79,7 @@ impl Node {
     pub(super) fn wait_until_up(&self) {
         wait_until(&format!("broker {} to start", self.name), START, || {
             if let Some(status) = self.process().as_mut().and_then(|child| child.try_wait().ok().flatten()) {
-                panic!("broker {} ended at its start ({status}):\n{}", self.name, self.log_tail());
+                panic!("broker {} ended at its start ({status}); {}", self.name, self.log_tail());
             }
             let state = |what, error| format!("{what}: {error}\n{}", self.log_tail());
             greet(&self.amqp).map_err(|error| state("AMQP", error))?;
