@@ -164,4 +164,6 @@ pub struct Outcome {
     pub cached: usize,
     /// Prompts that failed.
     pub failures: Vec<Failure>,
+    /// Milliseconds from when the job was taken to when it was over.
+    pub millis: u64,
 }

@@ -3,6 +3,7 @@
 pub mod cli;
 mod enqueue;
 mod error;
+mod signals;
 mod topology;
 
 use cli::Command;

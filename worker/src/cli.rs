@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use common::{
-    flags::{HubFlags, IntakeFlags},
+    flags::{HubFlags, IntakeFlags, QueueFlags},
     settings::Flags,
 };
 use serde::Serialize;
@@ -27,6 +27,8 @@ pub struct Cli {
 pub enum Command {
     /// Load prompts, run the model and write the patterns, all in this process
     Run(RunArgs),
+    /// Take jobs from a broker, run the model and write the patterns, until there is no more work or time
+    Consume(ConsumeArgs),
     /// Print the effective settings and where each came from
     Config {
         /// Flags of `run`, to see what they change
@@ -65,6 +67,71 @@ pub struct RunArgs {
     /// No progress, no summary; errors only
     #[arg(long, short = 'q')]
     pub quiet: bool,
+}
+
+/// `worker consume`.
+#[derive(Debug, Args)]
+pub struct ConsumeArgs {
+    /// Models to take jobs of, separated by commas, as `dispatcher enqueue` takes them [default: all of the namespace]
+    #[arg(long, short = 'm')]
+    pub model: Option<String>,
+    /// How to compute.
+    #[command(flatten)]
+    pub compute: ComputeFlags,
+    /// Most memory the patterns of one forward pass may take, as in 2GiB [default: from the machine]
+    #[arg(long, value_name = "SIZE")]
+    pub batch_memory: Option<String>,
+    /// How jobs are taken.
+    #[command(flatten)]
+    pub consume: ConsumeFlags,
+    /// Which broker.
+    #[command(flatten)]
+    pub queue: QueueFlags,
+    /// Print a JSON summary to stdout at the end
+    #[arg(long)]
+    pub json: bool,
+    /// Errors only
+    #[arg(long, short = 'q')]
+    pub quiet: bool,
+}
+
+impl ConsumeArgs {
+    /// The flags as a layer of the settings.
+    pub fn layer(&self) -> Flags {
+        #[derive(Serialize)]
+        struct Run<'a> {
+            model: &'a Option<String>,
+            batch_memory: &'a Option<String>,
+            #[serde(flatten)]
+            compute: &'a ComputeFlags,
+        }
+        let run = Run { model: &self.model, batch_memory: &self.batch_memory, compute: &self.compute };
+        Flags::new().section("run", &run).section("consume", &self.consume).section("queue", &self.queue)
+    }
+}
+
+/// The flags of the section `consume`. Times are written as in 90s, 2m or 1h 30m.
+#[derive(Debug, Default, Args, Serialize)]
+pub struct ConsumeFlags {
+    /// Jobs held at once, the one being computed included [default: 3]
+    #[arg(long, value_name = "N")]
+    pub prefetch: Option<u16>,
+    /// Write only to data directories under this one; may be given several times [default: to any in which the run
+    /// was announced]
+    #[arg(long, value_name = "DIR")]
+    pub allow_save_path: Vec<PathBuf>,
+    /// Leave after so long without work
+    #[arg(long, value_name = "TIME")]
+    pub max_idle: Option<String>,
+    /// Leave once the queues were empty for the time of --max-idle [10s without it]
+    #[arg(long)]
+    pub exit_when_empty: bool,
+    /// Leave after so long [default: in time before the Slurm job ends]
+    #[arg(long, value_name = "TIME")]
+    pub max_runtime: Option<String>,
+    /// How long work in hand may go on after the first signal [default: 2m]
+    #[arg(long, value_name = "TIME")]
+    pub grace: Option<String>,
 }
 
 /// `worker bench`.

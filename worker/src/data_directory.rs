@@ -13,18 +13,23 @@ use std::{
 
 use common::{
     capture::{ArrayLayout, Capture},
-    job::{FailureKind, Job, JobPrompt, RunId},
+    job::{FailureKind, Job, JobPrompt, Outcome, RunId},
     model::reference::ModelName,
     npz::{Entry, NpyHeader, write_npz},
-    store::{CacheCheck, ModelStore, Store, StoreError, entries_to_keep},
+    store::{CacheCheck, Event, ModelStore, Store, StoreError, entries_to_keep},
 };
 
-use crate::serve::{Commit, CommitError, Hold, Part};
+use crate::{
+    consume::{Guard, RunJournal},
+    serve::{Admission, Commit, CommitError, Hold, JobEnd, Part},
+};
 
 /// The data directories this process writes to, opened as jobs name them.
 #[derive(Debug, Default)]
 pub struct DataDirectory {
     opened: Mutex<HashMap<Key, Arc<Opened>>>,
+    /// Where jobs come from others: whose are accepted.
+    guard: Option<Guard>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -35,21 +40,40 @@ struct Key {
     capture: Capture,
 }
 
-#[derive(Debug)]
-struct Opened {
-    store: ModelStore,
-    check: CacheCheck,
-}
-
-impl DataDirectory {
-    /// The store of a job's model. Made at the first job that names it.
-    fn of(&self, job: &Job) -> Result<Arc<Opened>, CommitError> {
-        let key = Key {
+impl Key {
+    fn of(job: &Job) -> Key {
+        Key {
             save_path: job.save_path.clone(),
             run: job.run.clone(),
             model: job.model.name.clone(),
             capture: job.capture.clone(),
-        };
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Opened {
+    store: ModelStore,
+    check: CacheCheck,
+    /// What this worker did, where others want to know.
+    journal: Option<RunJournal>,
+}
+
+impl DataDirectory {
+    /// Accepts jobs only as `guard` says, and keeps a journal of what becomes of them.
+    pub fn guarded(guard: Guard) -> Self {
+        DataDirectory { opened: Mutex::default(), guard: Some(guard) }
+    }
+
+    /// The store of a job's model, where it is open.
+    fn known(&self, job: &Job) -> Option<Arc<Opened>> {
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.get(&Key::of(job)).map(Arc::clone)
+    }
+
+    /// The store of a job's model. Made at the first job that names it.
+    fn of(&self, job: &Job) -> Result<Arc<Opened>, CommitError> {
+        let key = Key::of(job);
         let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(opened) = opened.get(&key) {
             return Ok(Arc::clone(opened));
@@ -57,22 +81,48 @@ impl DataDirectory {
         let name = ModelName::try_from(job.model.name.clone())
             .map_err(|error| CommitError { kind: FailureKind::Permanent, reason: error.to_string() })?;
         let n_layers = job.shape.n_layers;
-        let store = Store::new(&job.save_path, &job.run).model(&name, &job.capture, n_layers)?;
+        let directory = Store::new(&job.save_path, &job.run);
+        if self.guard.is_some() {
+            // Once a run and worker: what dead workers left behind costs room until somebody looks.
+            for failure in directory.sweep().failures {
+                tracing::warn!("what a dead worker left behind stays for now: {failure}");
+            }
+        }
+        let store = directory.model(&name, &job.capture, n_layers)?;
         let check = CacheCheck::new(store.layout().clone(), &job.capture, n_layers);
-        let new = Arc::new(Opened { store, check });
+        let journal = self.guard.as_ref().map(|_| RunJournal::new(&directory, store.layout(), &job.run));
+        let new = Arc::new(Opened { store, check, journal });
         opened.insert(key, Arc::clone(&new));
         Ok(new)
     }
 }
 
 impl Commit for DataDirectory {
+    fn admit(&self, job: &Job) -> Result<Admission, CommitError> {
+        self.guard.as_ref().map_or(Ok(Admission::Welcome), |guard| guard.admit(job))
+    }
+
+    fn settling(&self, job: &Job, outcome: &Outcome, how: JobEnd) {
+        // A job that was refused has no place to note anything in.
+        if let Some(opened) = self.known(job)
+            && let Some(journal) = &opened.journal
+        {
+            journal.settling(job, outcome, how);
+        }
+    }
+
     fn begin(&self, job: &Job, todo: &[usize]) -> Result<Hold, CommitError> {
         let hashes = todo.iter().map(|&index| job.prompts[index].hash.clone()).collect();
         Ok(Box::new(self.of(job)?.store.announce(hashes)?))
     }
 
     fn is_committed(&self, job: &Job, prompt: &JobPrompt) -> bool {
-        self.of(job).is_ok_and(|opened| opened.check.is_cached(&prompt.hash).unwrap_or(false))
+        let Ok(opened) = self.of(job) else { return false };
+        let cached = opened.check.is_cached(&prompt.hash).unwrap_or(false);
+        if let (true, Some(journal)) = (cached, &opened.journal) {
+            journal.note(Event::Cached { hash: prompt.hash.clone() });
+        }
+        cached
     }
 
     fn commit(
@@ -85,13 +135,13 @@ impl Commit for DataDirectory {
         let opened = self.of(job)?;
         let json = prompt.record.to_python_json();
         let taken = std::mem::take(parts);
-        match job.capture.layout {
+        let bytes = match job.capture.layout {
             ArrayLayout::PerLayer => {
                 let mut entries: Vec<_> =
                     layers.iter().copied().zip(taken.into_iter().map(Part::entry)).collect();
                 let committed = opened.commit_layers(job, prompt, &mut entries, json.as_bytes());
                 parts.extend(entries.into_iter().map(|(_, entry)| Part::Entry(entry)));
-                committed
+                committed?
             }
             ArrayLayout::Stacked => {
                 let n = prompt.ids.len();
@@ -99,9 +149,13 @@ impl Commit for DataDirectory {
                 let header = NpyHeader { dtype: job.capture.dtype, shape }.to_bytes();
                 let values: Vec<_> = taken.into_iter().map(Part::values).collect();
                 let write = |file: &mut File| write_stacked(&header, &values, file);
-                Ok(opened.store.commit(&prompt.hash, json.as_bytes(), write)?.array_bytes)
+                opened.store.commit(&prompt.hash, json.as_bytes(), write)?.array_bytes
             }
+        };
+        if let Some(journal) = &opened.journal {
+            journal.note(Event::Committed { hash: prompt.hash.clone(), bytes });
         }
+        Ok(bytes)
     }
 }
 

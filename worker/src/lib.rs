@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod cli;
+pub mod consume;
 pub mod data_directory;
 pub mod encode;
 pub mod engine;
@@ -10,3 +11,4 @@ pub mod model;
 pub mod report;
 pub mod run;
 pub mod serve;
+mod signals;

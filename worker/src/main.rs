@@ -10,8 +10,8 @@ use common::{
 };
 use worker::{
     bench,
-    cli::{Cli, Command, RunArgs},
-    inspect, run,
+    cli::{Cli, Command, ConsumeArgs, RunArgs},
+    consume, inspect, run,
 };
 
 // Large tensors come and go with every layer; the system's allocator returns their pages each time.
@@ -22,12 +22,18 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let flags = match &cli.command {
         Command::Run(RunArgs { flags, .. }) | Command::Config { flags, .. } => flags.layer(),
+        Command::Consume(args) => args.layer(),
         Command::Models { flags, .. } => Flags::new().section("hub", flags),
         Command::Bench(_) => Flags::new(),
     };
     let loaded = settings::load(&Sources::of_process(cli.config.clone(), flags));
-    let quiet = matches!(&cli.command, Command::Run(RunArgs { quiet: true, .. }));
-    let talk = if quiet { Talk::Quiet } else { Talk::Brief };
+    let talk = match &cli.command {
+        Command::Run(RunArgs { quiet: true, .. }) | Command::Consume(ConsumeArgs { quiet: true, .. }) => {
+            Talk::Quiet
+        }
+        Command::Consume(_) => Talk::Full,
+        _ => Talk::Brief,
+    };
     start_log(loaded.as_ref().map(|loaded| &loaded.settings.log).ok(), talk);
     let loaded = match loaded {
         Ok(loaded) => loaded,
@@ -42,9 +48,10 @@ fn main() -> ExitCode {
     let settings = &loaded.settings;
     let exit = match &cli.command {
         Command::Run(args) => {
-            let view = View::of_stderr(quiet);
+            let view = View::of_stderr(args.quiet);
             run::run(settings, view, args.json)
         }
+        Command::Consume(args) => consume::run(settings, args.json),
         Command::Config { json, .. } => inspect::config(&loaded, *json),
         Command::Models { name, json, .. } => inspect::models(name.as_deref(), settings, *json),
         Command::Bench(bench) => bench::run(bench, settings),

@@ -75,3 +75,24 @@ pub trait Consume {
     /// settled.
     fn stop(&mut self) -> impl Future<Output = ()> + Send;
 }
+
+impl<Q: Consume + Send> Consume for &mut Q {
+    type Tag = Q::Tag;
+    type Error = Q::Error;
+
+    fn next(&mut self) -> impl Future<Output = Result<Option<Delivery<Self::Tag>>, Self::Error>> + Send {
+        (**self).next()
+    }
+
+    fn settle(
+        &mut self,
+        tag: Self::Tag,
+        settlement: Settlement,
+    ) -> impl Future<Output = Result<Settled, Self::Error>> + Send {
+        (**self).settle(tag, settlement)
+    }
+
+    fn stop(&mut self) -> impl Future<Output = ()> + Send {
+        (**self).stop()
+    }
+}

@@ -64,7 +64,7 @@ pub struct RunCard {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Line {
-    Announced(RunCard),
+    Announced(Box<RunCard>),
     /// Somebody else goes on with publishing.
     Resumed {
         writer: String,
@@ -128,27 +128,17 @@ impl RunLedger {
         let path = model.run(&card.run);
         let file = OpenOptions::new().append(true).create_new(true).open(&path).on(Op::Create, &path)?;
         let mut ledger = RunLedger { path, file, jobs: 0 };
-        ledger.append(&Line::Announced(card.clone()))?;
+        ledger.append(&Line::Announced(Box::new(card.clone())))?;
         ledger.sync()?;
         durable::sync_dir(&model.runs())?;
         Ok(ledger)
     }
 
-    /// Goes on with a run whose publishing was interrupted. Gives the prompts that were published.
-    pub fn resume(
-        model: &ModelLayout,
-        run: &RunId,
-        writer: &WriterId,
-    ) -> Result<(RunLedger, HashSet<PromptHash>), StoreError> {
+    /// Goes on with a run whose publishing was interrupted.
+    pub fn resume(model: &ModelLayout, run: &RunId, writer: &WriterId) -> Result<RunLedger, StoreError> {
         let path = model.run(run);
-        let mut published = HashSet::new();
         let mut jobs = 0;
-        let torn = read(&path, |line| {
-            if let Line::Published { prompts, .. } = line {
-                jobs += 1;
-                published.extend(prompts);
-            }
-        })?;
+        let torn = read(&path, |line| jobs += usize::from(matches!(line, Line::Published { .. })))?;
         let mut file = OpenOptions::new().append(true).open(&path).on(Op::Write, &path)?;
         if torn {
             file.write_all(b"\n").on(Op::Write, &path)?;
@@ -156,7 +146,7 @@ impl RunLedger {
         let mut ledger = RunLedger { path, file, jobs };
         ledger.append(&Line::Resumed { writer: writer.to_string(), at: Timestamp::now() })?;
         ledger.sync()?;
-        Ok((ledger, published))
+        Ok(ledger)
     }
 
     /// Notes a job that the broker confirmed. It survives a kill of this process at once.
@@ -206,6 +196,17 @@ fn read(path: &Path, mut take: impl FnMut(Line)) -> Result<bool, StoreError> {
     }
 }
 
+/// The prompts of `run` that the broker confirmed.
+pub fn published(model: &ModelLayout, run: &RunId) -> Result<HashSet<PromptHash>, StoreError> {
+    let mut published = HashSet::new();
+    read(&model.run(run), |line| {
+        if let Line::Published { prompts, .. } = line {
+            published.extend(prompts);
+        }
+    })?;
+    Ok(published)
+}
+
 /// What one model's ledger of `run` says; none where the run was not announced.
 pub fn read_run(model: &ModelLayout, run: &RunId) -> Result<Option<RunRecord>, StoreError> {
     match read_file(model, &model.run(run)) {
@@ -244,7 +245,7 @@ fn read_file(model: &ModelLayout, path: &Path) -> Result<Option<RunRecord>, Stor
         (Line::Announced(card), none @ None) => {
             let writer = card.writer.clone();
             *none = Some(RunRecord {
-                card,
+                card: *card,
                 jobs: 0,
                 published: 0,
                 complete: false,
@@ -364,9 +365,8 @@ mod tests {
         text.extend_from_slice(b"{\"event\":\"published\",\"job\":\"2\",\"prom");
         fs::write(&path, text).unwrap();
 
-        let (mut ledger, published) =
-            RunLedger::resume(&model, &card.run, &WriterId::this_process(&card.run)).unwrap();
-        assert_eq!(published, HashSet::from([a, b]));
+        assert_eq!(published(&model, &card.run).unwrap(), HashSet::from([a, b]));
+        let mut ledger = RunLedger::resume(&model, &card.run, &WriterId::this_process(&card.run)).unwrap();
         ledger.published(&job("2"), vec![c]).unwrap();
         ledger.complete().unwrap();
         let record = read_run(&model, &card.run).unwrap().unwrap();

@@ -3,7 +3,6 @@
 
 mod model;
 mod options;
-mod signals;
 
 use std::{collections::HashMap, path::Path, sync::Arc, time::Instant};
 
@@ -19,11 +18,13 @@ use common::{
     settings::Settings,
     talk::{View, say},
 };
+pub(crate) use model::pipeline_of;
 pub use options::{ComputeOptions, Options, OptionsError};
 
 use crate::{
     report::summary::{ModelSummary, RunSummary},
     serve::Shutdown,
+    signals,
 };
 
 /// Runs what `settings` say and returns how it ended. Talk goes to stderr; with `json`, the summary to stdout.

@@ -13,7 +13,7 @@ use common::{
     job::{FailureKind, ModelPin},
     model::{
         hub::HubOptions,
-        locate::{FetchEvent, LocateError, LocatedModel, fetch_weights},
+        locate::{LocateError, LocatedModel, fetch_weights},
         reference::ModelRef,
         spec::ModelSpec,
     },
@@ -84,7 +84,7 @@ pub(super) fn run(
     begin: Instant,
 ) -> Result<(ModelSummary, Option<ModelError>), ModelError> {
     let request = run.request();
-    let known = KnownModel::find(&request, reference, &mut |event| tell_fetch(&event))?;
+    let known = KnownModel::find(&request, reference, &mut |event| event.tell())?;
     if let Some(warning) = known.warning() {
         tracing::warn!("{}: {warning}", known.located.name);
     }
@@ -225,8 +225,7 @@ struct RunModels {
 impl Models for RunModels {
     fn open(&mut self, _: &ModelPin, layers: &common::capture::Layers) -> Result<OpenModel, OpenError> {
         let (n_layers, n_heads) = (self.spec.n_layers(), self.spec.n_heads);
-        let files =
-            fetch_weights(&self.located, &self.hub, &mut |event| tell_fetch(&event)).map_err(refuse)?;
+        let files = fetch_weights(&self.located, &self.hub, &mut |event| event.tell()).map_err(refuse)?;
         let dir = files
             .first()
             .and_then(|file| file.parent())
@@ -244,13 +243,4 @@ impl Models for RunModels {
 /// The run is about this model alone: where it cannot be opened, there is nothing to go on with.
 fn refuse(error: LocateError) -> OpenError {
     OpenError { kind: error.kind(), scope: Scope::Worker, reason: error.to_string() }
-}
-
-pub(crate) fn tell_fetch(event: &FetchEvent<'_>) {
-    match event {
-        FetchEvent::Waiting { file } => tracing::info!("waiting for {file}: another process is fetching it"),
-        FetchEvent::Retry { file, cause } => tracing::warn!("fetching {file} again: {cause}"),
-        FetchEvent::Done { file } => tracing::info!("fetched {file}"),
-        _ => {}
-    }
 }

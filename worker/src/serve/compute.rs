@@ -105,6 +105,11 @@ impl<M: Models> ModelThread<M> {
                 }
             }
             let model = &mut opened.as_mut().expect("just opened").model;
+            if let Some(reason) = misfit(&work.job, model) {
+                let failure = Failure { hash: None, kind: FailureKind::Permanent, reason };
+                let _ = self.notes.send(Note::Refused { serial: work.serial, failure });
+                continue;
+            }
             if self.batch(model, &work) == After::Reopen {
                 opened = None;
             }
@@ -258,6 +263,18 @@ impl PatternSink for Sink<'_> {
         self.taken[prompt] += 1;
         Ok(())
     }
+}
+
+/// Why `job` is not for `model`, where it is not: a message may say what it likes.
+fn misfit(job: &Job, model: &OpenModel) -> Option<String> {
+    let OpenModel { n_layers, n_heads, .. } = *model;
+    let said = job.shape;
+    (said.n_layers != n_layers || said.n_heads != n_heads).then(|| {
+        format!(
+            "the job is for {} layers of {} heads, and {} at {} has {n_layers} of {n_heads}; enqueue again",
+            said.n_layers, said.n_heads, job.model.source, job.model.commit
+        )
+    })
 }
 
 /// Cuts `indices` (longest first) into runs whose padded patterns fit `limit` bytes:

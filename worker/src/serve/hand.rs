@@ -1,7 +1,7 @@
 //! Jobs in this worker's hands: one delivery, the prompts of it that are to be computed, and what
 //! became of them. Pure bookkeeping, owned by the serve loop.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Instant};
 
 use common::job::{Failure, Outcome};
 use common::queue::Settlement;
@@ -29,6 +29,7 @@ struct Hand<T> {
     open: usize,
     unfinished: bool,
     cancelled: bool,
+    taken: Instant,
     outcome: Outcome,
 }
 
@@ -64,7 +65,10 @@ impl<T> Hands<T> {
         let serial = Serial(self.next);
         self.next += 1;
         let outcome = Outcome::default();
-        self.held.insert(serial, Hand { tag, open: prompts, unfinished: false, cancelled: false, outcome });
+        self.held.insert(
+            serial,
+            Hand { tag, open: prompts, unfinished: false, cancelled: false, taken: Instant::now(), outcome },
+        );
         serial
     }
 
@@ -93,7 +97,8 @@ impl<T> Hands<T> {
 
     /// Gives up a delivery's prompts that have not ended, as when its job is refused before any is looked at.
     pub fn finish(&mut self, serial: Serial) -> Option<Finished<T>> {
-        let hand = self.held.remove(&serial)?;
+        let mut hand = self.held.remove(&serial)?;
+        hand.outcome.millis = u64::try_from(hand.taken.elapsed().as_millis()).unwrap_or(u64::MAX);
         let settlement = if hand.unfinished || hand.open > 0 {
             // What is committed stays committed: the next worker finds it and skips it.
             Settlement::HandBack

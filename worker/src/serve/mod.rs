@@ -225,6 +225,7 @@ enum Note {
     Event(Event),
     Ended { serial: Serial, end: PromptEnd, written: Option<Written>, storage: bool },
     ModelFailed { serial: Serial, error: OpenError },
+    Refused { serial: Serial, failure: Failure },
 }
 
 struct Loop<Q: Consume, C, F> {
@@ -405,6 +406,10 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
                     self.stop_for(ServeError::Model(error.clone()));
                 }
                 let failure = Failure { hash: None, kind: error.kind, reason: error.reason };
+                let finished = self.hands.refuse(serial, failure);
+                self.settle(serial, finished).await
+            }
+            Note::Refused { serial, failure } => {
                 let finished = self.hands.refuse(serial, failure);
                 self.settle(serial, finished).await
             }

@@ -69,6 +69,20 @@ pub enum FetchEvent<'a> {
     },
 }
 
+impl FetchEvent<'_> {
+    /// Says it in the log, where a user should hear of it.
+    pub fn tell(&self) {
+        match self {
+            FetchEvent::Waiting { file } => {
+                tracing::info!("waiting for {file}: another process is fetching it");
+            }
+            FetchEvent::Retry { file, cause } => tracing::warn!("fetching {file} again: {cause}"),
+            FetchEvent::Done { file } => tracing::info!("fetched {file}"),
+            _ => {}
+        }
+    }
+}
+
 /// Runs `work` where it may block on a runtime of its own, which a thread of an async runtime may not.
 pub(super) fn on_own_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {

@@ -188,7 +188,7 @@ fn text_of(value: &AMQPValue) -> Option<String> {
     }
 }
 
-pub(super) fn number_of(value: &AMQPValue) -> Option<i64> {
+fn number_of(value: &AMQPValue) -> Option<i64> {
     Some(match *value {
         AMQPValue::ShortShortInt(n) => n.into(),
         AMQPValue::ShortShortUInt(n) => n.into(),
@@ -251,6 +251,9 @@ fn check(job: &Job) -> Result<(), String> {
     }
     if job.shape.n_layers == 0 || job.shape.n_heads == 0 {
         return Err("the job's model has no layers or no heads".to_owned());
+    }
+    if job.capture.layers.indices(job.shape.n_layers).is_empty() {
+        return Err(format!("the job wants none of the {} layers of its model", job.shape.n_layers));
     }
     if !job.save_path.is_absolute() {
         return Err(format!("the job's save path {} is not absolute", job.save_path.display()));

@@ -16,13 +16,13 @@ use super::{
     error::{BrokerError, during},
     link::Link,
     look::Observer,
-    message::number_of,
     publisher::{Message, Publisher},
     topology::{self, Names},
 };
 use crate::job::{ModelPin, RunId};
 
-/// How long nothing may come before the rest of the stream counts as read, where its count says otherwise.
+/// How long nothing may come before the stream counts as read. A stream has no end, and the count it gives of
+/// itself lags by seconds.
 const SILENCE: Duration = Duration::from_millis(500);
 /// Entries under way at once.
 const AHEAD: u16 = 500;
@@ -74,39 +74,27 @@ impl Observer {
 pub(super) async fn read(link: &Link, names: &Names) -> Result<Vec<RunEntry>, BrokerError> {
     let stream = names.runs();
     let channel = link.side_channel().await?;
-    let count = match topology::passive(&channel, &stream).await {
-        Ok(declared) => i64::from(declared.message_count()),
+    match topology::passive(&channel, &stream).await {
+        Ok(_) => {}
         // Nobody has enqueued anything yet.
         Err(BrokerError::Missing { .. }) => return Ok(Vec::new()),
         Err(error) => return Err(error),
-    };
+    }
     let failed = |error: &lapin::Error| during(format!("read the stream {stream}"), error);
     channel.basic_qos(AHEAD, BasicQosOptions::default()).await.map_err(|error| failed(&error))?;
     let mut from = FieldTable::default();
     from.insert("x-stream-offset".into(), AMQPValue::LongString("first".into()));
+    let options = BasicConsumeOptions::default();
+    let consumer = channel.basic_consume(stream.as_str().into(), "".into(), options, from).await;
+    let mut consumer = consumer.map_err(|error| failed(&error))?;
     let mut entries: Vec<RunEntry> = Vec::new();
-    if count > 0 {
-        let options = BasicConsumeOptions::default();
-        let consumer = channel.basic_consume(stream.as_str().into(), "".into(), options, from).await;
-        let mut consumer = consumer.map_err(|error| failed(&error))?;
-        let mut read = 0;
-        // Streams have no end: what was there when we asked is read, or what comes without a pause.
-        while read < count {
-            let Ok(next) = tokio::time::timeout(SILENCE, consumer.next()).await else { break };
-            let Some(delivery) = next else { break };
-            let delivery = delivery.map_err(|error| failed(&error))?;
-            let offset = delivery
-                .properties
-                .headers()
-                .as_ref()
-                .and_then(|headers| headers.inner().get("x-stream-offset").and_then(number_of));
-            read = offset.map_or(read + 1, |offset| offset + 1);
-            if let Ok(entry) = serde_json::from_slice::<RunEntry>(&delivery.data) {
-                entries.retain(|known| known.run != entry.run || known.model.name != entry.model.name);
-                entries.push(entry);
-            }
-            delivery.acker.ack(BasicAckOptions::default()).await.map_err(|error| failed(&error))?;
+    while let Ok(Some(delivery)) = tokio::time::timeout(SILENCE, consumer.next()).await {
+        let delivery = delivery.map_err(|error| failed(&error))?;
+        if let Ok(entry) = serde_json::from_slice::<RunEntry>(&delivery.data) {
+            entries.retain(|known| known.run != entry.run || known.model.name != entry.model.name);
+            entries.push(entry);
         }
+        delivery.acker.ack(BasicAckOptions::default()).await.map_err(|error| failed(&error))?;
     }
     let _ = channel.close(200, "done".into()).await;
     Ok(entries)

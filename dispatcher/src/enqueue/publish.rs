@@ -1,0 +1,156 @@
+//! Publishing a planned run and noting what the broker confirmed.
+
+use std::collections::HashMap;
+
+use common::{
+    intake::{KnownModel, Planned, Request},
+    job::{Failure, FailureKind, JobId},
+    prompt::PromptHash,
+    queue::{
+        Publish,
+        rabbitmq::{BrokerError, Names, Publisher, RunEntry},
+    },
+    store::{
+        StoreError, WriterId,
+        layout::ModelLayout,
+        runs::{self, LEDGER_VERSION, RunCard, RunLedger},
+    },
+    talk::View,
+};
+use jiff::Timestamp;
+use tokio_util::sync::CancellationToken;
+
+use super::summary::{self, ModelSummary};
+use crate::Error;
+
+/// Jobs between two looks at whether the run was called off meanwhile.
+const LOOK_EVERY: usize = 200;
+
+pub(super) struct Publishing<'a> {
+    pub(super) names: &'a Names,
+    pub(super) publisher: &'a mut Publisher,
+    pub(super) stop: &'a CancellationToken,
+    pub(super) layout: &'a ModelLayout,
+    pub(super) view: View,
+}
+
+/// A run's record while it is published.
+pub(super) struct Ledger {
+    record: RunLedger,
+    card: RunCard,
+    /// Jobs under way, with their prompts.
+    under_way: HashMap<String, Vec<PromptHash>>,
+}
+
+impl Ledger {
+    /// Notes what was confirmed since the last time.
+    fn note(&mut self, confirmed: Vec<String>) -> Result<usize, StoreError> {
+        let mut prompts = 0;
+        for id in confirmed {
+            if let Some(hashes) = self.under_way.remove(&id) {
+                prompts += hashes.len();
+                self.record.published(&JobId(id), hashes)?;
+            }
+        }
+        Ok(prompts)
+    }
+}
+
+impl Publishing<'_> {
+    /// Announces a run, or goes on with its record.
+    pub(super) fn announce(
+        &self,
+        request: &Request,
+        known: &KnownModel,
+        planned: &Planned,
+        digest: &str,
+        resumed: bool,
+    ) -> Result<Ledger, StoreError> {
+        let writer = WriterId::this_process(&request.run);
+        let card = RunCard {
+            version: LEDGER_VERSION,
+            run: request.run.clone(),
+            namespace: self.names.namespace().to_owned(),
+            model: known.located.pin(),
+            shape: known.shape(),
+            capture: known.capture.clone(),
+            force: request.force,
+            request: digest.to_owned(),
+            prompts: planned.prompts,
+            cached: planned.cached,
+            todo: planned.todo() + planned.published,
+            at: Timestamp::now(),
+            writer: writer.to_string(),
+        };
+        let record = if resumed {
+            RunLedger::resume(self.layout, &request.run, &writer)?
+        } else {
+            RunLedger::announce(self.layout, &card)?
+        };
+        Ok(Ledger { record, card, under_way: HashMap::new() })
+    }
+
+    /// Publishes every batch. Stopped or failed, everything confirmed by then is on record.
+    pub(super) async fn publish(
+        self,
+        planned: &Planned,
+        mut ledger: Ledger,
+        summary: &mut ModelSummary,
+    ) -> Result<(), Error> {
+        let card = &ledger.card;
+        let entry = RunEntry {
+            run: card.run.clone(),
+            model: card.model.clone(),
+            save_path: self.layout.save().root().to_owned(),
+            prompts: card.todo,
+            jobs: ledger.record.jobs() + planned.batches().len(),
+            at: card.at,
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        };
+        self.publisher.register(self.names, &entry).await?;
+        // The entry is no job.
+        self.publisher.take_confirmed();
+        let bar = summary::bar(self.view, &card.model.name, "publishing", planned.todo());
+        for (at, batch) in planned.batches().iter().enumerate() {
+            if self.stop.is_cancelled() {
+                break;
+            }
+            if at % LOOK_EVERY == 0 && runs::is_cancelled(self.layout, &ledger.card.run)? {
+                tracing::warn!("run {} was called off: publishing no more of it", ledger.card.run);
+                self.stop.cancel();
+                break;
+            }
+            let job = planned.job(batch)?;
+            let hashes: Vec<_> = job.prompts.iter().map(|prompt| prompt.hash.clone()).collect();
+            let id = job.id.0.clone();
+            match self.publisher.publish(job).await {
+                Ok(()) => {
+                    ledger.under_way.insert(id, hashes);
+                }
+                Err(error @ BrokerError::TooLarge { .. }) => {
+                    let failure = |hash| Failure {
+                        hash: Some(hash),
+                        kind: FailureKind::Permanent,
+                        reason: error.to_string(),
+                    };
+                    hashes.into_iter().for_each(|hash| summary.fail(failure(hash)));
+                }
+                Err(error) => {
+                    ledger.note(self.publisher.take_confirmed())?;
+                    return Err(error.into());
+                }
+            }
+            summary.published(ledger.note(self.publisher.take_confirmed())?);
+            bar.set_position(summary.published as u64);
+        }
+        let flushed = self.publisher.flush().await;
+        summary.published(ledger.note(self.publisher.take_confirmed())?);
+        summary.jobs = ledger.record.jobs();
+        bar.finish_and_clear();
+        flushed?;
+        if !self.stop.is_cancelled() {
+            ledger.record.complete()?;
+        }
+        Ok(())
+    }
+}

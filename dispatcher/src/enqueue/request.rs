@@ -1,0 +1,80 @@
+//! Whether the same was asked for before.
+
+use std::{fs, time::Duration};
+
+use common::{
+    intake::{KnownModel, Request},
+    job::RunId,
+    prompt::PromptSet,
+    store::{
+        layout::ModelLayout,
+        runs::{self, RunRecord},
+    },
+};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use crate::Error;
+
+/// How long a record of another machine must have been silent before its writer counts as gone.
+const SILENT: Duration = Duration::from_secs(120);
+
+/// An earlier enqueue of the same request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Earlier {
+    /// There was none.
+    None,
+    /// It did not come to its end.
+    Interrupted(Box<RunRecord>),
+    /// It published everything.
+    Complete(RunId),
+}
+
+/// A digest of everything that decides which prompts are computed how, and where they go.
+pub fn digest(request: &Request, known: &KnownModel, namespace: &str, prompts: &PromptSet) -> String {
+    let asked = json!({
+        "namespace": namespace,
+        "model": known.located.pin(),
+        "capture": known.capture,
+        "save_path": request.save_path,
+        "force": request.force,
+        "prepend_bos": format!("{:?}", request.prepend_bos),
+        "on_too_long": format!("{:?}", request.on_too_long),
+    });
+    let mut digest = Sha256::new();
+    digest.update(asked.to_string().as_bytes());
+    for hash in prompts.hashes() {
+        digest.update([0]);
+        digest.update(hash.as_str().as_bytes());
+    }
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The last enqueue of the same request. One that is going on now is an error.
+pub fn earlier(model: &ModelLayout, digest: &str) -> Result<Earlier, Error> {
+    let mut earlier = Earlier::None;
+    for record in runs::list_runs(model)? {
+        if record.card.request != digest || record.cancelled {
+            continue;
+        }
+        if record.complete {
+            earlier = Earlier::Complete(record.card.run);
+            continue;
+        }
+        let run = &record.card.run;
+        let published_now = match record.is_being_published() {
+            Some(now) => now,
+            None => fs::metadata(model.run(run))
+                .and_then(|ledger| ledger.modified())
+                .is_ok_and(|changed| changed.elapsed().is_ok_and(|silent| silent < SILENT)),
+        };
+        if published_now {
+            return Err(Error::Request(format!(
+                "run {run} asks for the same and is being enqueued now, by {}; wait for it, or stop it first",
+                record.card.writer
+            )));
+        }
+        earlier = Earlier::Interrupted(Box::new(record));
+    }
+    Ok(earlier)
+}
