@@ -1,6 +1,7 @@
 //! What the stories share: the real binaries, the fixtures, and reading back what was written.
 
 pub mod broker;
+pub mod site;
 
 use std::{
     collections::BTreeMap,
