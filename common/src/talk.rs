@@ -94,3 +94,10 @@ pub fn start_log(log: Option<&settings::Log>, talk: Talk) {
         _ => log_lines.with_target(false).with_ansi(false).init(),
     }
 }
+
+/// The kernel's high-water mark of this process's resident memory, in bytes.
+pub fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}

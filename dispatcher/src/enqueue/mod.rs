@@ -22,7 +22,7 @@ use common::{
     queue::rabbitmq::{Broker, MESSAGE_BYTES, Publisher},
     settings::Settings,
     store::runs,
-    talk::{View, say},
+    talk::{View, peak_memory, say},
 };
 use publish::Publishing;
 use request::Earlier;
@@ -63,6 +63,7 @@ pub fn run(args: &EnqueueArgs, settings: &Settings, runtime: &Runtime) -> Result
         runtime.block_on(publisher.close());
     }
     summary.interrupted = stop.is_cancelled();
+    summary.peak_memory = peak_memory();
     let exit = match exit {
         _ if summary.interrupted => Exit::Interrupted,
         Exit::Done if summary.any_failed() => Exit::SomeFailed,

@@ -162,6 +162,8 @@ pub struct EnqueueSummary {
     pub seed: Option<u64>,
     /// Whether it was stopped before its end.
     pub interrupted: bool,
+    /// Highest resident memory of the process, in bytes.
+    pub peak_memory: Option<u64>,
     /// The models.
     pub models: Vec<ModelSummary>,
 }
@@ -169,7 +171,15 @@ pub struct EnqueueSummary {
 impl EnqueueSummary {
     /// The summary of a run of which nothing is done.
     pub fn new(run: RunId, dry_run: bool) -> Self {
-        EnqueueSummary { run, dry_run, bad_lines: 0, seed: None, interrupted: false, models: Vec::new() }
+        EnqueueSummary {
+            run,
+            dry_run,
+            bad_lines: 0,
+            seed: None,
+            interrupted: false,
+            peak_memory: None,
+            models: Vec::new(),
+        }
     }
 
     /// The runs that have jobs.

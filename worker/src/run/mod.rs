@@ -16,7 +16,7 @@ use common::{
         load::{LoadOptions, load},
     },
     settings::Settings,
-    talk::{View, say},
+    talk::{self, View, say},
 };
 pub(crate) use model::pipeline_of;
 pub use options::{ComputeOptions, Options, OptionsError};
@@ -56,7 +56,7 @@ pub fn run(settings: &Settings, view: View, json: bool) -> Exit {
     let mut exit = run.models();
     let Run { mut summary, shutdown, .. } = run;
     summary.interrupted = shutdown.stop.is_cancelled();
-    summary.peak_memory = peak_memory();
+    summary.peak_memory = talk::peak_memory();
     if summary.interrupted {
         exit = Exit::Interrupted;
     } else if exit == Exit::Done && summary.all_retryable() {
@@ -133,11 +133,4 @@ impl Run {
 fn fail(error: &dyn std::fmt::Display, exit: Exit) -> Exit {
     tracing::error!("{error}");
     exit
-}
-
-/// The kernel's high-water mark of this process's resident memory, in bytes.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
