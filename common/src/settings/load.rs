@@ -179,6 +179,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, SettingsError> {
     let settings = settings.map_err(|error| bad_value(error, &origins))?;
     let mut loaded = Loaded { settings, warnings: unknown_variables(sources, &known), origins };
     loaded.complete(sources);
+    loaded.warn_of_shown_password();
     Ok(loaded)
 }
 
@@ -313,6 +314,18 @@ fn bad_value(error: ConfigError, origins: &BTreeMap<String, Origin>) -> Settings
 }
 
 impl Loaded {
+    /// A flag is in every process list of the machine.
+    fn warn_of_shown_password(&mut self) {
+        let from_flag = matches!(self.origin("queue.amqp"), Origin::Flag(_));
+        if from_flag && self.settings.queue.amqp.holds_password() {
+            self.warnings.push(
+                "everybody on this machine can read the password in --amqp: give it in AMQP_URL, or name a file with \
+                 queue.password_file"
+                    .to_owned(),
+            );
+        }
+    }
+
     /// Fills in what Hugging Face's tools would find by themselves, so that what is shown is what holds.
     fn complete(&mut self, sources: &Sources) {
         let var = |name: &str| sources.variable(name).map(str::to_owned);

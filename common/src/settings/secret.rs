@@ -88,6 +88,11 @@ impl BrokerUrl {
         nodes.into_iter().map(BrokerUrl).collect()
     }
 
+    /// Whether it holds a password.
+    pub fn holds_password(&self) -> bool {
+        self.shown() != self.0
+    }
+
     /// The address without its passwords. Whatever could be part of one is taken for it.
     fn shown(&self) -> String {
         let nodes = self.nodes();
@@ -152,6 +157,7 @@ mod tests {
             assert_eq!(format!("{broker:?}"), shown);
             assert_eq!(serde_json::to_value(&broker).unwrap(), shown);
             assert_eq!(broker.reveal(), url);
+            assert_eq!(broker.holds_password(), shown != url);
         }
     }
 }

@@ -297,6 +297,20 @@ fn unknown_variables_are_warned_of() {
 }
 
 #[test]
+fn a_password_that_everybody_can_read_is_warned_of() {
+    for (url, warned) in [("amqp://me:pw@host", true), ("amqp://me@host", false)] {
+        let mut place = Place::new();
+        place.sources.flags.0.insert("queue.amqp".to_owned(), json!(url));
+        let warnings = place.load().warnings;
+        assert_eq!(warnings.iter().any(|warning| warning.contains("AMQP_URL")), warned, "{warnings:?}");
+        assert!(!warnings.join("").contains("pw@"));
+    }
+    let mut place = Place::new();
+    place.set("AMQP_URL", "amqp://me:pw@host");
+    assert!(place.load().warnings.is_empty());
+}
+
+#[test]
 fn flags_come_as_a_struct_of_options() {
     #[derive(Serialize)]
     struct RunFlags {

@@ -8,7 +8,7 @@ use common::{
     prompt::PromptHash,
     queue::{
         Publish,
-        rabbitmq::{BrokerError, Names, Publisher, RunEntry},
+        rabbitmq::{BrokerError, Confirmed, Names, Publisher, RunEntry},
     },
     store::{
         StoreError, WriterId,
@@ -44,15 +44,14 @@ pub(super) struct Ledger {
 
 impl Ledger {
     /// Notes what was confirmed since the last time.
-    fn note(&mut self, confirmed: Vec<String>) -> Result<usize, StoreError> {
-        let mut prompts = 0;
-        for id in confirmed {
+    fn note(&mut self, confirmed: Vec<Confirmed>, summary: &mut ModelSummary) -> Result<(), StoreError> {
+        for Confirmed { id, bytes } in confirmed {
             if let Some(hashes) = self.under_way.remove(&id) {
-                prompts += hashes.len();
+                summary.published(hashes.len(), bytes);
                 self.record.published(&JobId(id), hashes)?;
             }
         }
-        Ok(prompts)
+        Ok(())
     }
 }
 
@@ -136,15 +135,15 @@ impl Publishing<'_> {
                     hashes.into_iter().for_each(|hash| summary.fail(failure(hash)));
                 }
                 Err(error) => {
-                    ledger.note(self.publisher.take_confirmed())?;
+                    ledger.note(self.publisher.take_confirmed(), summary)?;
                     return Err(error.into());
                 }
             }
-            summary.published(ledger.note(self.publisher.take_confirmed())?);
+            ledger.note(self.publisher.take_confirmed(), summary)?;
             bar.set_position(summary.published as u64);
         }
         let flushed = self.publisher.flush().await;
-        summary.published(ledger.note(self.publisher.take_confirmed())?);
+        ledger.note(self.publisher.take_confirmed(), summary)?;
         summary.jobs = ledger.record.jobs();
         bar.finish_and_clear();
         flushed?;

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, fmt::Write as _, time::Duration};
 
+use bytesize::ByteSize;
 use common::{
     intake::{KnownModel, Planned},
     job::{Failure, RunId},
@@ -42,6 +43,8 @@ pub struct ModelSummary {
     pub batches: usize,
     /// Prompts published now and confirmed.
     pub published: usize,
+    /// Bytes of their messages.
+    pub bytes: u64,
     /// Jobs of the run that the broker confirmed, earlier ones included.
     pub jobs: usize,
     /// Tokens of the planned prompts.
@@ -95,9 +98,10 @@ impl ModelSummary {
         }
     }
 
-    /// Counts prompts that were confirmed.
-    pub fn published(&mut self, prompts: usize) {
+    /// Counts a job that was confirmed.
+    pub fn published(&mut self, prompts: usize, bytes: usize) {
         self.published += prompts;
+        self.bytes += bytes as u64;
     }
 
     /// The same at its end.
@@ -129,8 +133,10 @@ impl ModelSummary {
             let rate = if publishing > 0.0 { self.published as f64 / publishing } else { 0.0 };
             let _ = writeln!(
                 out,
-                "; published {} ({rate:.0} prompts/s after {:.1} s of reading and tokenizing)",
-                self.published, self.prepare_seconds
+                "; published {} in {} ({rate:.0} prompts/s, after {:.1} s of reading and tokenizing)",
+                self.published,
+                ByteSize(self.bytes).display().si(),
+                self.prepare_seconds
             );
             if let (Some(run), true) = (&self.run, self.jobs > 0) {
                 let _ = writeln!(

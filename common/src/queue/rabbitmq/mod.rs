@@ -36,6 +36,6 @@ pub use dead::{DeadLetter, Judged, Verdict};
 pub use error::BrokerError;
 pub use look::{Counts, Observer, unacknowledged};
 pub use message::{Envelope, MESSAGE_BYTES, Try};
-pub use publisher::Publisher;
+pub use publisher::{Confirmed, Publisher};
 pub use registry::RunEntry;
 pub use topology::Names;

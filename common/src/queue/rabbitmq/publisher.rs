@@ -73,6 +73,15 @@ struct InFlight {
     confirm: Option<PublisherConfirm>,
 }
 
+/// A message the broker has taken responsibility for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Confirmed {
+    /// The job's id.
+    pub id: String,
+    /// Bytes of its body.
+    pub bytes: usize,
+}
+
 /// Publishes jobs of any number of models.
 pub struct Publisher {
     broker: Broker,
@@ -80,8 +89,8 @@ pub struct Publisher {
     window: VecDeque<InFlight>,
     bytes: usize,
     declared: HashSet<String>,
-    /// Ids of messages confirmed and not asked for yet, in the order they were published.
-    confirmed: Vec<String>,
+    /// Messages confirmed and not asked for yet, in the order they were published.
+    confirmed: Vec<Confirmed>,
 }
 
 impl std::fmt::Debug for Publisher {
@@ -128,8 +137,8 @@ impl Publisher {
         Ok(())
     }
 
-    /// The ids of messages that were confirmed since the last call, in order.
-    pub fn take_confirmed(&mut self) -> Vec<String> {
+    /// The messages that were confirmed since the last call, in order.
+    pub fn take_confirmed(&mut self) -> Vec<Confirmed> {
         std::mem::take(&mut self.confirmed)
     }
 
@@ -261,7 +270,8 @@ impl Publisher {
                 taken(answer, &front.message)?;
                 let InFlight { message, .. } = self.window.pop_front().expect("looked at above");
                 self.bytes -= message.body.len();
-                self.confirmed.extend(message.properties.message_id().as_ref().map(ToString::to_string));
+                let id = message.properties.message_id().as_ref().map(ToString::to_string);
+                self.confirmed.push(Confirmed { id: id.unwrap_or_default(), bytes: message.body.len() });
                 Ok(())
             }
             Err(error) => {
