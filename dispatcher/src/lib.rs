@@ -1,10 +1,19 @@
 //! lenspool's dispatcher: plans runs and publishes their jobs, and shows and mends what becomes of them.
 
+mod cancel;
 pub mod cli;
+mod dead;
 mod enqueue;
 mod error;
+mod follow;
+mod index;
+mod pace;
+mod scope;
 mod signals;
+mod status;
+mod table;
 mod topology;
+mod watch;
 
 use cli::Command;
 use common::{exit::Exit, settings::Settings};
@@ -15,6 +24,11 @@ use tokio::runtime::Runtime;
 pub fn run(command: &Command, settings: &Settings, runtime: &Runtime) -> Result<Exit, Error> {
     match command {
         Command::Enqueue(args) => enqueue::run(args, settings, runtime),
+        Command::Status(args) => status::run(args, settings, runtime),
+        Command::Watch(args) => watch::run(args, settings, runtime),
+        Command::Dead(command) => dead::run(command, settings, runtime),
+        Command::Cancel(args) => cancel::run(args, settings, runtime),
+        Command::Index(args) => index::run(args, settings, runtime),
         Command::Topology(args) => topology::run(args, settings),
         _ => Err(Error::Request("this command is not built yet".to_owned())),
     }

@@ -58,6 +58,11 @@ impl Progress {
         self.committed.len()
     }
 
+    /// Whether a prompt is committed.
+    pub fn is_committed(&self, hash: &PromptHash) -> bool {
+        self.committed.contains(hash)
+    }
+
     /// The prompts that failed and were not committed since, each with its last failure.
     pub fn failed(&self) -> impl ExactSizeIterator<Item = &Failure> {
         self.failed.values()
