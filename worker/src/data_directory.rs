@@ -15,7 +15,7 @@ use common::{
     capture::{ArrayLayout, Capture},
     job::{FailureKind, Job, JobPrompt, Outcome, RunId},
     model::reference::ModelName,
-    npz::{Entry, NpyHeader, write_npz},
+    npz::{Entry, NpyHeader, write_all_vectored, write_npz},
     store::{CacheCheck, Event, ModelStore, Store, StoreError, entries_to_keep},
 };
 
@@ -211,15 +211,7 @@ fn write_stacked(header: &[u8], values: &[Vec<u8>], out: &mut impl Write) -> io:
     let mut slices: Vec<_> =
         std::iter::once(header).chain(values.iter().map(Vec::as_slice)).map(IoSlice::new).collect();
     let total = slices.iter().map(|slice| slice.len() as u64).sum();
-    let mut rest = &mut slices[..];
-    while !rest.is_empty() {
-        match out.write_vectored(rest) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => IoSlice::advance_slices(&mut rest, written),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+    write_all_vectored(&mut slices, out)?;
     Ok(total)
 }
 

@@ -11,7 +11,7 @@ mod writer;
 
 pub use npy::{NpyError, NpyHeader};
 pub use reader::{EntryInfo, NpzError, NpzReader, read_directory};
-pub use writer::write_npz;
+pub use writer::{write_all_vectored, write_npz};
 
 /// How an entry's bytes are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -148,7 +148,7 @@ fn end(count: u64, directory_len: u64, directory_offset: u64, out: &mut Vec<u8>)
 }
 
 /// `Write::write_all` over several slices (the standard library's own is not stable).
-fn write_all_vectored(mut slices: &mut [IoSlice<'_>], out: &mut impl Write) -> io::Result<()> {
+pub fn write_all_vectored(mut slices: &mut [IoSlice<'_>], out: &mut impl Write) -> io::Result<()> {
     /// POSIX's limit on slices a call is 1024 on Linux; writers take fewer without complaint.
     const AT_ONCE: usize = 512;
     IoSlice::advance_slices(&mut slices, 0);
