@@ -1,6 +1,6 @@
 //! How fast a model's forward pass runs, by sequence length, without encoding or disk.
 
-use std::{fmt::Write as _, time::Instant};
+use std::fmt::Write as _;
 
 use common::{
     model::{
@@ -12,7 +12,10 @@ use common::{
 };
 use serde::Serialize;
 
-use super::{Report, fastest};
+use super::{
+    Report,
+    timing::{fastest, mb_per_s, timed},
+};
 use crate::{
     engine::{Engine as _, EngineError, Pattern, PatternSink, SinkClosed, TokenBatch},
     model::{self, device::DeviceChoice},
@@ -66,9 +69,9 @@ pub(super) fn measure(
     let spec = family::read_spec(&located.dir.join("config.json")).map_err(say)?;
     let files = fetch_weights(&located, &hub, &mut |_| {}).map_err(say)?;
     let dir = files.first().and_then(|file| file.parent()).unwrap_or(&located.dir);
-    let begin = Instant::now();
-    let mut engine = model::load(dir, &spec, &choice, spec.n_layers() - 1).map_err(say)?;
-    let load_seconds = begin.elapsed().as_secs_f64();
+    let (engine, load) = timed(|| model::load(dir, &spec, &choice, spec.n_layers() - 1));
+    let mut engine = engine.map_err(say)?;
+    let load_seconds = load.as_secs_f64();
 
     let layers: Vec<usize> = (0..spec.n_layers()).collect();
     let mut measured = Vec::new();
@@ -93,7 +96,7 @@ pub(super) fn measure(
             batch,
             tokens_per_s: (batch * n) as f64 / seconds,
             prompts_per_s: batch as f64 / seconds,
-            pattern_mb_per_s: bytes as f64 / 1e6 / seconds,
+            pattern_mb_per_s: mb_per_s(bytes, time),
         });
     }
     let device = format!("{:?}", choice.resolve()).to_lowercase();

@@ -6,21 +6,14 @@
 mod encode;
 mod forward;
 mod store;
+mod timing;
 
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::path::PathBuf;
 
 use common::{exit::Exit, settings::Settings, talk::say};
 use serde::Serialize;
 
 use crate::{cli::Bench, encode::Sample};
-
-/// How long a measurement goes on.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Fewest passes of a measurement.
-const PASSES: usize = 3;
 
 /// What a bench prints: JSON or a few lines.
 trait Report: Serialize {
@@ -57,21 +50,6 @@ fn boxed(report: impl Report) -> (String, serde_json::Value) {
     (report.text(), serde_json::to_value(&report).expect("a report is plain data"))
 }
 
-/// The fastest of several passes of `work`, after one to warm up.
-fn fastest(mut work: impl FnMut()) -> Duration {
-    work();
-    let begin = Instant::now();
-    let mut best = Duration::MAX;
-    let mut passes = 0;
-    while passes < PASSES || begin.elapsed() < PATIENCE {
-        let pass = Instant::now();
-        work();
-        best = best.min(pass.elapsed());
-        passes += 1;
-    }
-    best
-}
-
 /// Every attention pattern in `files`.
 fn samples(files: &[PathBuf]) -> Result<Vec<Sample>, String> {
     let mut samples = Vec::new();
@@ -79,9 +57,4 @@ fn samples(files: &[PathBuf]) -> Result<Vec<Sample>, String> {
         samples.extend(Sample::load(file).map_err(|error| error.to_string())?);
     }
     if samples.is_empty() { Err("the files hold no arrays".to_owned()) } else { Ok(samples) }
-}
-
-/// Megabytes (10^6 bytes) a second.
-fn mb_per_s(bytes: u64, time: Duration) -> f64 {
-    bytes as f64 / 1e6 / time.as_secs_f64()
 }

@@ -6,7 +6,6 @@ use std::{
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
     thread,
-    time::Instant,
 };
 
 use common::{
@@ -19,7 +18,10 @@ use common::{
 };
 use serde::Serialize;
 
-use super::{Report, mb_per_s, samples};
+use super::{
+    Report, samples,
+    timing::{mb_per_s, timed},
+};
 use crate::encode::{Compression, Encoder, Sample};
 
 /// Prompts committed in a measurement.
@@ -58,10 +60,12 @@ pub(super) fn measure(dir: &Path, files: &[PathBuf]) -> Result<StoreReport, Stri
         .map_err(|error| format!("making a directory in {}: {error}", dir.display()))?;
     let threads = thread::available_parallelism().map_or(4, usize::from).clamp(4, 16);
 
-    let ready = commits(scratch.path(), "ready", threads, &|| entries.clone())?;
-    let encoded = commits(scratch.path(), "encoded", threads, &encode)?;
-    let plain = plain(&scratch.path().join("plain"), &bytes)
-        .map_err(|error| format!("writing to {}: {error}", dir.display()))?;
+    let (done, ready) = timed(|| commits(scratch.path(), "ready", threads, &|| entries.clone()));
+    done?;
+    let (done, encoded) = timed(|| commits(scratch.path(), "encoded", threads, &encode));
+    done?;
+    let (done, plain) = timed(|| plain(&scratch.path().join("plain"), &bytes));
+    done.map_err(|error| format!("writing to {}: {error}", dir.display()))?;
     let total = bytes_a_prompt * PROMPTS as u64;
     Ok(StoreReport {
         prompts: PROMPTS,
@@ -80,12 +84,11 @@ fn commits(
     name: &str,
     threads: usize,
     entries: &(dyn Fn() -> Vec<Entry> + Sync),
-) -> Result<std::time::Duration, String> {
+) -> Result<(), String> {
     let model = ModelName::sanitize(name);
     let store = Store::new(save_path, &RunId(format!("bench-{}", std::process::id())));
     let store = store.model(&model, &Capture::default(), 1).map_err(|error| error.to_string())?;
     let next = AtomicUsize::new(0);
-    let begin = Instant::now();
     thread::scope(|scope| {
         let commit = || {
             loop {
@@ -102,19 +105,16 @@ fn commits(
         };
         let running: Vec<_> = (0..threads).map(|_| scope.spawn(commit)).collect();
         running.into_iter().try_for_each(|thread| thread.join().expect("a commit does not panic"))
-    })?;
-    Ok(begin.elapsed())
+    })
 }
 
 /// Writes the bytes of all prompts to one file and syncs it, as `dd conv=fsync` does.
-fn plain(path: &Path, bytes: &[u8]) -> io::Result<std::time::Duration> {
-    let begin = Instant::now();
+fn plain(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = File::create(path)?;
     for _ in 0..PROMPTS {
         file.write_all(bytes)?;
     }
-    file.sync_all()?;
-    Ok(begin.elapsed())
+    file.sync_all()
 }
 
 impl Report for StoreReport {

@@ -42,6 +42,18 @@ impl BitWriter {
         self.out.extend_from_slice(bytes);
     }
 
+    /// Whole bytes written so far.
+    pub(crate) fn len(&self) -> usize {
+        self.out.len()
+    }
+
+    /// Writes `bytes` over all from byte `start` on; only between bytes.
+    pub(crate) fn replace(&mut self, start: usize, bytes: &[u8]) {
+        assert_eq!(self.held, 0, "whole bytes follow whole bytes");
+        self.out.truncate(start);
+        self.out.extend_from_slice(bytes);
+    }
+
     /// Makes room for `bytes` more bytes, and eight for the last unaligned word.
     pub(crate) fn reserve(&mut self, bytes: usize) {
         self.out.reserve(bytes + 8);

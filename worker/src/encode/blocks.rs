@@ -1,14 +1,22 @@
-//! From values to deflate blocks: where one block ends and the next, with its own code, begins.
+//! From values to deflate blocks: where one block ends and the next, with its own code, begins, and which
+//! are left to a general deflate.
 //!
 //! The array comes in segments (a head, some heads, or some rows of one). A segment joins the block
 //! before it where one code for both is cheaper than a second header; the price is estimated from the
 //! bytes' entropy.
+//!
+//! Segments that repeat ([`repeats`](super::repeats)) are also given to general deflates. Once one comes that
+//! does not repeat, the shortest is kept.
 
 use super::bits::BitWriter;
 use super::code::BlockCode;
+use super::compression::ZlibLevel;
 use super::fixed::{self, LONGEST_STORED};
 use super::frequencies::Frequencies;
+use super::general::General;
 use super::kernel::Kernel;
+use super::literals::Tally;
+use super::repeats::{WINDOW, is_repetitive};
 use super::runs::{Step, Value};
 
 /// Segments that share a code, scanned and counted but not yet written.
@@ -28,75 +36,172 @@ impl Default for Pending {
     }
 }
 
+/// Repetitive segments in a row, compressed by general deflates as well.
+#[derive(Debug)]
+struct Stretch {
+    generals: [General; 2],
+    /// Where in the stream their blocks begin.
+    start: usize,
+}
+
 /// Uncompressed bytes of a block at most: a block is read twice, the second time from a core's own cache.
 const LONGEST_BLOCK: usize = 1 << 20;
 
 /// What a block's header costs, in bits.
 const HEADER_BITS: f32 = 600.0;
 
-/// Writes blocks; keeps its lists between arrays.
+/// Writes the deflate stream of one array after the other; keeps its lists between them.
 #[derive(Debug)]
 pub(crate) struct Blocks {
     kernel: Kernel,
+    tally: Tally,
+    bits: BitWriter,
+    /// The npy header, as long as nothing else is written.
+    header: Vec<u8>,
     /// The block being gathered.
     block: Pending,
     /// The segment after it.
     next: Pending,
+    stretch: Option<Stretch>,
 }
 
 impl Blocks {
     pub(crate) fn new(kernel: Kernel) -> Self {
-        Blocks { kernel, block: Pending::default(), next: Pending::default() }
+        Blocks {
+            kernel,
+            tally: Tally::default(),
+            bits: BitWriter::default(),
+            header: Vec::new(),
+            block: Pending::default(),
+            next: Pending::default(),
+            stretch: None,
+        }
     }
 
-    /// Writes `values`, cut into segments of these lengths, as whole blocks, none of them the stream's
-    /// last; their bytes go into `crc` on the way.
+    /// Begins a stream, in `out`, which is empty, with `header`.
+    pub(crate) fn begin(&mut self, out: Vec<u8>, header: &[u8]) {
+        self.stretch = None;
+        self.bits = BitWriter::new(out);
+        fixed::write(&mut self.bits, header);
+        self.header.clear();
+        self.header.extend_from_slice(header);
+    }
+
+    /// Writes `values`, rows of `n`, cut into segments of these lengths; their bytes go into `crc` on the
+    /// way.
     pub(crate) fn write<V: Value + bytemuck::Pod>(
         &mut self,
         values: &[V],
+        n: usize,
         segments: &mut dyn Iterator<Item = usize>,
         crc: &mut crc32fast::Hasher,
-        bits: &mut BitWriter,
     ) {
-        // Values before `start` are written, before `measured` measured.
-        let (mut start, mut measured) = (0, 0);
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        // Values before `start` are written, before `measured` measured; bytes before `told` need not be given
+        // to general deflates, which are slower and longer in small pieces.
+        let (mut start, mut measured, mut told) = (0, 0, 0);
         for len in segments {
+            let from = measured * V::SIZE;
             let segment = &values[measured..][..len];
             measured += len;
             crc.update(bytemuck::cast_slice(segment));
-            self.next.measure(self.kernel, segment);
+            self.next.measure(self.kernel, segment, &mut self.tally);
+            let repetitive =
+                is_repetitive::<V>(bytes, from..measured * V::SIZE, n, &self.next.steps, &self.tally);
+            if repetitive != self.stretch.is_some() {
+                self.write_block(values, &mut start);
+                match &mut self.stretch {
+                    None => self.begin_stretch(&bytes[..from]),
+                    Some(stretch) => {
+                        stretch.write(&bytes[told..from]);
+                        self.end_stretch(false);
+                    }
+                }
+                told = from;
+            }
             if self.block.len > 0 {
                 let fits = (self.block.len + self.next.len) * V::SIZE <= LONGEST_BLOCK;
-                if fits && self.block.join(&self.next) {
+                if fits && self.block.join(self.kernel, &self.next) {
                     continue;
                 }
-                let end = start + self.block.len;
-                self.block.write(self.kernel, &values[start..end], bits);
-                start = end;
+                self.write_block(values, &mut start);
             }
             std::mem::swap(&mut self.block, &mut self.next);
         }
+        self.write_block(values, &mut start);
+        if let Some(stretch) = &mut self.stretch {
+            stretch.write(&bytes[told..]);
+        }
+    }
+
+    /// Ends the stream and gives it back.
+    pub(crate) fn end(&mut self) -> Vec<u8> {
+        self.end_stretch(true);
+        std::mem::take(&mut self.bits).into_bytes()
+    }
+
+    /// Writes what is gathered: `values` from `start` on.
+    fn write_block<V: Value + bytemuck::Pod>(&mut self, values: &[V], start: &mut usize) {
         if self.block.len > 0 {
-            self.block.write(self.kernel, &values[start..], bits);
+            let end = *start + self.block.len;
+            self.block.write(self.kernel, &values[*start..end], &mut self.bits);
             self.block.len = 0;
+            *start = end;
+            self.header.clear();
+        }
+    }
+
+    /// Begins to compress by general deflates as well, after `before`.
+    fn begin_stretch(&mut self, before: &[u8]) {
+        let generals = ZlibLevel::FALLBACKS.map(|level| General::new(level, Vec::new()));
+        let mut stretch = Stretch { generals, start: 0 };
+        if self.header.is_empty() {
+            let before = &before[before.len().saturating_sub(WINDOW)..];
+            stretch.generals.iter_mut().for_each(|general| general.look_back(before));
+            fixed::write_boundary(&mut self.bits);
+            stretch.start = self.bits.len();
+        } else {
+            // Nothing is written yet: one stream from the header on.
+            stretch.write(&self.header);
+        }
+        self.stretch = Some(stretch);
+    }
+
+    /// Ends what is being written, and keeps the shortest.
+    fn end_stretch(&mut self, last: bool) {
+        if last {
+            fixed::write_end(&mut self.bits);
+        } else {
+            fixed::write_boundary(&mut self.bits);
+        }
+        let Some(Stretch { generals, start }) = self.stretch.take() else { return };
+        for general in generals {
+            let other = general.end(last);
+            if other.len() < self.bits.len() - start {
+                self.bits.replace(start, &other);
+            }
         }
     }
 }
 
+impl Stretch {
+    fn write(&mut self, bytes: &[u8]) {
+        self.generals.iter_mut().for_each(|general| general.write(bytes));
+    }
+}
+
 impl Pending {
-    fn measure<V: Value + bytemuck::Pod>(&mut self, kernel: Kernel, values: &[V]) {
+    fn measure<V: Value + bytemuck::Pod>(&mut self, kernel: Kernel, values: &[V], tally: &mut Tally) {
         self.len = values.len();
         self.steps.clear();
         kernel.scan(values, &mut self.steps);
-        self.frequencies = Frequencies::of::<V>(bytemuck::cast_slice(values), &self.steps);
-        self.bits = self.frequencies.bits();
+        let bytes = bytemuck::cast_slice(values);
+        (self.frequencies, self.bits) = kernel.frequencies::<V>(bytes, &self.steps, tally);
     }
 
     /// Takes `next` in if that costs less than a block of its own.
-    fn join(&mut self, next: &Pending) -> bool {
-        let mut frequencies = self.frequencies.clone();
-        frequencies.add(&next.frequencies);
-        let bits = frequencies.bits();
+    fn join(&mut self, kernel: Kernel, next: &Pending) -> bool {
+        let (frequencies, bits) = kernel.joined(&self.frequencies, &next.frequencies);
         let cheaper = bits < self.bits + next.bits + HEADER_BITS;
         if cheaper {
             self.len += next.len;

@@ -91,7 +91,7 @@ impl BlockCode {
 /// the optimal code nearly always keeps to the limit by itself.
 fn weigh(frequencies: &[f32], weights: &mut [u32]) {
     const TOTAL: f32 = (1 << 20) as f32;
-    const LEAST: u32 = 1 << (20 - LITLEN_LIMIT);
+    const LEAST: u32 = 1 << (20 - LITLEN_LIMIT + 1);
     let scale = TOTAL / frequencies.iter().sum::<f32>().max(1.0);
     for (weight, &frequency) in weights.iter_mut().zip(frequencies) {
         *weight = if frequency > 0.0 { ((frequency * scale) as u32).max(LEAST) } else { 0 };

@@ -3,14 +3,11 @@
 use common::capture::Dtype;
 use common::npz::{Entry, Method, NpyHeader};
 
-use super::bits::BitWriter;
 use super::blocks::Blocks;
 use super::compression::{Compression, ZlibLevel};
-use super::fixed;
 use super::general::General;
 use super::kernel::Kernel;
 use super::pattern::PatternView;
-use super::piece::Piece;
 use super::values;
 
 /// Arrays of at most this many bytes are also tried with zlib, which may find more in them; they cost
@@ -36,15 +33,6 @@ struct Stream {
     payload: Vec<u8>,
     crc: crc32fast::Hasher,
     uncompressed_len: u64,
-}
-
-/// How a stream ends.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// With its last block.
-    Last,
-    /// With an empty block on a whole byte: more follows.
-    Boundary,
 }
 
 impl Encoder {
@@ -73,32 +61,20 @@ impl Encoder {
     pub fn encode(&mut self, name: &str, pattern: PatternView<'_>) -> Entry {
         let shape = vec![1, pattern.n_heads(), pattern.n(), pattern.n()];
         let header = NpyHeader { dtype: self.dtype, shape }.to_bytes();
-        let mut stream = self.stream(&header, &pattern, End::Last, self.compression);
+        let mut stream = self.stream(&header, &pattern, self.compression);
         let small = pattern.len() * self.dtype.bytes() <= SMALL;
         if small && self.compression == Compression::Causal {
-            let other = self.stream(&header, &pattern, End::Last, Compression::Zlib(ZlibLevel::NUMPY));
-            if other.payload.len() < stream.payload.len() {
-                stream = other;
+            for level in ZlibLevel::FALLBACKS {
+                let other = self.stream(&header, &pattern, Compression::Zlib(level));
+                if other.payload.len() < stream.payload.len() {
+                    stream = other;
+                }
             }
         }
         Entry {
             name: name.to_owned(),
             method: self.method(),
             crc32: stream.crc.finalize(),
-            uncompressed_len: stream.uncompressed_len,
-            payload: stream.payload,
-        }
-    }
-
-    /// One layer as a part of an array of all layers; [`stack`](super::stack) joins them.
-    pub fn encode_piece(&mut self, pattern: PatternView<'_>) -> Piece {
-        let stream = self.stream(&[], &pattern, End::Boundary, self.compression);
-        Piece {
-            method: self.method(),
-            dtype: self.dtype,
-            n_heads: pattern.n_heads(),
-            n: pattern.n(),
-            crc: stream.crc,
             uncompressed_len: stream.uncompressed_len,
             payload: stream.payload,
         }
@@ -119,40 +95,24 @@ impl Encoder {
         }
     }
 
-    fn stream(
-        &mut self,
-        header: &[u8],
-        pattern: &PatternView<'_>,
-        end: End,
-        compression: Compression,
-    ) -> Stream {
+    fn stream(&mut self, header: &[u8], pattern: &PatternView<'_>, compression: Compression) -> Stream {
         let mut payload = self.spare.pop().unwrap_or_default();
         payload.clear();
         let mut crc = crc32fast::Hasher::new();
         crc.update(header);
         let payload = match compression {
             Compression::Causal => {
-                let mut bits = BitWriter::new(payload);
-                if !header.is_empty() {
-                    fixed::write(&mut bits, header);
-                }
-                let blocks = &mut self.blocks;
+                let (blocks, n) = (&mut self.blocks, pattern.n());
+                blocks.begin(payload, header);
                 match self.dtype {
                     Dtype::Float32 => values::float32(pattern, &mut self.words, |values, segments| {
-                        blocks.write(values, segments, &mut crc, &mut bits);
+                        blocks.write(values, n, segments, &mut crc);
                     }),
                     Dtype::Float16 => values::float16(pattern, &mut self.halves, |values, segments| {
-                        blocks.write(values, segments, &mut crc, &mut bits);
+                        blocks.write(values, n, segments, &mut crc);
                     }),
                 }
-                match end {
-                    End::Last => {
-                        fixed::write_end(&mut bits);
-                        bits.align();
-                    }
-                    End::Boundary => fixed::write_stored(&mut bits, &[]),
-                }
-                bits.into_bytes()
+                blocks.end()
             }
             Compression::Zlib(level) => {
                 let mut general = General::new(level, payload);
@@ -161,7 +121,7 @@ impl Encoder {
                     crc.update(bytes);
                     general.write(bytes);
                 });
-                general.end(end == End::Last)
+                general.end(true)
             }
             Compression::Store => {
                 payload.reserve(header.len() + pattern.len() * self.dtype.bytes());

@@ -33,11 +33,17 @@ pub(crate) fn write(bits: &mut BitWriter, bytes: &[u8]) {
     symbol(bits, 256);
 }
 
-/// Writes an empty last block.
+/// Writes an empty last block, to a whole byte.
 pub(crate) fn write_end(bits: &mut BitWriter) {
     bits.put(1, 1);
     bits.put(0b01, 2);
     symbol(bits, 256);
+    bits.align();
+}
+
+/// Writes an empty block that ends on a whole byte (zlib's `Z_SYNC_FLUSH`): more may follow.
+pub(crate) fn write_boundary(bits: &mut BitWriter) {
+    stored(bits, &[]);
 }
 
 /// Codes are defined highest bit first, the stream is lowest bit first.
@@ -51,18 +57,15 @@ fn symbol(bits: &mut BitWriter, symbol: u16) {
     bits.put((code.reverse_bits() >> (16 - len)).into(), len);
 }
 
-/// Writes `bytes` as they are, none of the blocks the stream's last; for none, one empty block, which ends
-/// on a whole byte (zlib's `Z_SYNC_FLUSH`).
+/// Writes `bytes` as they are, in blocks none of which is the stream's last.
 pub(crate) fn write_stored(bits: &mut BitWriter, bytes: &[u8]) {
-    let mut write = |chunk: &[u8]| {
-        let len = chunk.len() as u16;
-        bits.put(0b000, 3);
-        bits.align();
-        bits.put(u64::from(len) | u64::from(!len) << 16, 32);
-        bits.bytes(chunk);
-    };
-    if bytes.is_empty() {
-        write(bytes);
-    }
-    bytes.chunks(LONGEST_STORED).for_each(write);
+    bytes.chunks(LONGEST_STORED).for_each(|chunk| stored(bits, chunk));
+}
+
+fn stored(bits: &mut BitWriter, bytes: &[u8]) {
+    let len = bytes.len() as u16;
+    bits.put(0b000, 3);
+    bits.align();
+    bits.put(u64::from(len) | u64::from(!len) << 16, 32);
+    bits.bytes(bytes);
 }

@@ -1,5 +1,9 @@
 //! How often each symbol of a block occurs: matches exactly, literals from a sample.
+//!
+//! Functions are inlined into the [kernels](super::kernel), which compile them for their instructions; nothing
+//! here depends on which.
 
+use super::literals::{Literals, Tally};
 use super::runs::{Distance, Step, Value};
 use super::tables::{DISTANCE_SYMBOLS, END_OF_BLOCK, LENGTH_CODES, LITLEN_SYMBOLS, cut_match};
 
@@ -7,18 +11,9 @@ use super::tables::{DISTANCE_SYMBOLS, END_OF_BLOCK, LENGTH_CODES, LITLEN_SYMBOLS
 const LANES: usize = 16;
 const PADDED: usize = LITLEN_SYMBOLS.next_multiple_of(LANES);
 
-/// Bytes looked at in one place: whole words of four, as a step's literals are.
-const GROUP: usize = 64;
-
-/// Bytes counted in one segment, about; all where there are fewer.
-const SAMPLE: usize = 8 << 10;
-
 /// A sample is good enough for literals that take more bits each than this; where they take fewer, there
 /// is more to gain and all are counted.
 const STRUCTURED: f32 = 6.0;
-
-/// Occurrences in a sample of a literal that was not met there.
-const UNSEEN: f32 = 0.3;
 
 /// Frequencies of a block's symbols, in occurrences.
 #[derive(Clone, Debug)]
@@ -26,9 +21,6 @@ pub(crate) struct Frequencies {
     litlen: [f32; PADDED],
     distances: [f32; DISTANCE_SYMBOLS],
 }
-
-/// Counts by place in a word of four bytes: what is noise in one place is not in another.
-type ByPlace = [[u32; 256]; 4];
 
 impl Frequencies {
     /// Of nothing but a block's end.
@@ -38,22 +30,30 @@ impl Frequencies {
         Frequencies { litlen, distances: [0.0; DISTANCE_SYMBOLS] }
     }
 
-    /// Of `steps` over `bytes`, which are values of type `V`.
-    pub(crate) fn of<V: Value>(bytes: &[u8], steps: &[Step]) -> Self {
+    /// Of `steps` over `bytes`, which are values of type `V`; `tally` is room to count in.
+    #[inline(always)]
+    pub(crate) fn of<V: Value>(bytes: &[u8], steps: &[Step], tally: &mut Tally) -> Self {
+        let literals = Literals::new::<V>(bytes, steps);
         let mut frequencies = Frequencies::new();
-        frequencies.count_matches::<V>(bytes, steps);
-        let literals: usize = steps.iter().map(|step| step.literals as usize / V::SIZE * V::SIZE).sum();
-        let every = (literals / SAMPLE).max(1);
-        let exact = frequencies.clone();
-        frequencies.count_literals::<V>(bytes, steps, every, literals);
-        if every > 1 && frequencies.literal_bits() < STRUCTURED * literals as f32 {
-            frequencies = exact;
-            frequencies.count_literals::<V>(bytes, steps, 1, literals);
+        let is_sample = tally.sample::<V>(&literals);
+        frequencies.add_literals::<V>(&literals, tally);
+        if is_sample && frequencies.literal_bits() < STRUCTURED * literals.len() as f32 {
+            frequencies = Frequencies::new();
+            tally.all::<V>(&literals);
+            frequencies.add_literals::<V>(&literals, tally);
         }
+        frequencies.count_matches::<V>(bytes, steps);
         frequencies
     }
 
+    #[inline(always)]
+    fn add_literals<V: Value>(&mut self, literals: &Literals<'_>, tally: &Tally) {
+        let sums = self.litlen.first_chunk_mut().expect("literals come first");
+        tally.add_to::<V>(literals, sums);
+    }
+
     /// Counts matches, and the literals that begin a run of equal bytes.
+    #[inline(always)]
     fn count_matches<V: Value>(&mut self, bytes: &[u8], steps: &[Step]) {
         let mut at = 0;
         for step in steps.iter().filter(|step| step.matched > 0) {
@@ -73,55 +73,28 @@ impl Frequencies {
         }
     }
 
-    /// Counts one group of literals in `every`, of `literals` in whole values.
-    fn count_literals<V: Value>(&mut self, bytes: &[u8], steps: &[Step], every: usize, literals: usize) {
-        let mut places = [[0u32; 256]; 4];
-        let mut at = 0;
-        let mut skip = 0;
-        for step in steps {
-            let whole = step.literals as usize / V::SIZE * V::SIZE;
-            let values = &bytes[at..at + whole];
-            at += (step.literals + step.matched) as usize;
-            if every == 1 {
-                count(values, &mut places);
-                continue;
-            }
-            while skip < values.len() {
-                count(&values[skip..values.len().min(skip + GROUP)], &mut places);
-                skip += GROUP * every;
-            }
-            skip -= values.len();
-        }
-        let counted: u32 = places.iter().flatten().sum();
-        if counted == 0 {
-            return;
-        }
-        let scale = literals as f32 / counted as f32;
-        for place in &places {
-            // Without a sample nothing is uncertain.
-            let kept = if every == 1 { 1.0 } else { signal(place) };
-            let mean = place.iter().sum::<u32>() as f32 / 256.0;
-            for (sum, &count) in self.litlen.iter_mut().zip(place) {
-                *sum += scale * (mean + kept * (count as f32 - mean));
-            }
-        }
-        if every > 1 {
-            // What the sample did not meet may still occur.
-            self.litlen[..256].iter_mut().for_each(|sum| *sum += UNSEEN * every as f32);
-        }
+    /// Those of two blocks in one.
+    #[inline(always)]
+    pub(crate) fn joined(&self, other: &Frequencies) -> Frequencies {
+        let mut both = self.clone();
+        both.add(other);
+        both
     }
 
     /// Adds another block's.
-    pub(crate) fn add(&mut self, other: &Frequencies) {
+    #[inline(always)]
+    fn add(&mut self, other: &Frequencies) {
         self.litlen.iter_mut().zip(&other.litlen).for_each(|(sum, more)| *sum += more);
         self.distances.iter_mut().zip(&other.distances).for_each(|(sum, more)| *sum += more);
     }
 
     /// The bits that literals and lengths take at the least.
+    #[inline(always)]
     pub(crate) fn bits(&self) -> f32 {
         entropy_bits(&self.litlen)
     }
 
+    #[inline(always)]
     fn literal_bits(&self) -> f32 {
         entropy_bits(&self.litlen[..256])
     }
@@ -137,30 +110,8 @@ impl Frequencies {
     }
 }
 
-#[inline(always)]
-fn count(bytes: &[u8], places: &mut ByPlace) {
-    let words = bytes.chunks_exact(4);
-    for (place, &byte) in places.iter_mut().zip(words.remainder()) {
-        place[byte as usize] += 1;
-    }
-    for word in words {
-        for (place, &byte) in places.iter_mut().zip(word) {
-            place[byte as usize] += 1;
-        }
-    }
-}
-
-/// How much of what sets these counts apart is more than chance: 0 for a mantissa's low byte, where all
-/// values are as frequent and only the sample is not, nearly 1 for an exponent. Counts moved towards
-/// their mean by the rest are closer to the truth than the counts (James and Stein's estimator).
-fn signal(place: &[u32; 256]) -> f32 {
-    let mean = place.iter().sum::<u32>() as f32 / 256.0;
-    let variance = place.iter().map(|&count| (count as f32 - mean).powi(2)).sum::<f32>() / 255.0;
-    // Chance alone varies by the mean (Poisson).
-    if variance > mean { 1.0 - mean / variance } else { 0.0 }
-}
-
 /// The bits that symbols of these frequencies take at the least.
+#[inline(always)]
 fn entropy_bits(frequencies: &[f32]) -> f32 {
     // By lanes, or the compiler would have to add one after the other.
     let (mut totals, mut bits) = ([0.0f32; LANES], [0.0f32; LANES]);
@@ -203,21 +154,5 @@ mod tests {
         one[5] = 100.0;
         assert!(entropy_bits(&one).abs() < 0.1);
         assert!(entropy_bits(&[0.0; 32]).abs() < 1e-3);
-    }
-
-    #[test]
-    fn chance_is_told_from_signal() {
-        let mut state = 1u32;
-        let mut noise = [0u32; 256];
-        for _ in 0..2000 {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            noise[(state >> 24) as usize] += 1;
-        }
-        assert!(signal(&noise) < 0.3, "{}", signal(&noise));
-        let mut few = [0u32; 256];
-        few[60] = 900;
-        few[61] = 1100;
-        assert!(signal(&few) > 0.99);
-        assert_eq!(signal(&[0; 256]), 0.0);
     }
 }

@@ -5,6 +5,7 @@ use flate2::{Compress, FlushCompress, Status};
 use super::compression::ZlibLevel;
 
 /// A raw deflate stream being written.
+#[derive(Debug)]
 pub(crate) struct General {
     compress: Compress,
     out: Vec<u8>,
@@ -14,6 +15,11 @@ impl General {
     /// Continues `out`, which must end between blocks.
     pub(crate) fn new(level: ZlibLevel, out: Vec<u8>) -> Self {
         General { compress: Compress::new(flate2::Compression::new(level.get().into()), false), out }
+    }
+
+    /// Lets matches reach into `before`, the last bytes of the stream so far; before anything is written.
+    pub(crate) fn look_back(&mut self, before: &[u8]) {
+        self.compress.set_dictionary(before).expect("a raw stream takes a dictionary at its start");
     }
 
     /// Compresses more bytes.

@@ -46,6 +46,9 @@ pub(crate) trait Value: Copy + Eq {
 
     /// Whether all bytes are equal.
     fn is_one_byte(self) -> bool;
+
+    /// Whether the values that fill four bytes are normal numbers: few are as small as not to be.
+    fn is_distinctive(bits: u32) -> bool;
 }
 
 impl Value for u32 {
@@ -55,6 +58,10 @@ impl Value for u32 {
     fn is_one_byte(self) -> bool {
         self == self.rotate_left(8)
     }
+
+    fn is_distinctive(bits: u32) -> bool {
+        bits & 0x7f80_0000 != 0
+    }
 }
 
 impl Value for u16 {
@@ -63,6 +70,10 @@ impl Value for u16 {
 
     fn is_one_byte(self) -> bool {
         self == self.rotate_left(8)
+    }
+
+    fn is_distinctive(bits: u32) -> bool {
+        bits & 0x7c00 != 0 && bits & 0x7c00_0000 != 0
     }
 }
 

@@ -10,6 +10,8 @@ use std::arch::x86_64::*;
 
 use super::super::bits::Cursor;
 use super::super::code::BlockCode;
+use super::super::frequencies::Frequencies;
+use super::super::literals::Tally;
 use super::super::runs::{self, Step, Value};
 use super::write_match;
 
@@ -18,6 +20,7 @@ pub(super) fn available() -> bool {
     is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vbmi")
+        && is_x86_feature_detected!("bmi1")
         && is_x86_feature_detected!("bmi2")
         && is_x86_feature_detected!("lzcnt")
 }
@@ -26,6 +29,18 @@ pub(super) fn available() -> bool {
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,bmi1,bmi2,lzcnt")]
 pub(super) fn scan<V: Value>(values: &[V], steps: &mut Vec<Step>) {
     runs::scan(values, steps);
+}
+
+/// [`Frequencies::of`] compiled for this instruction set.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,bmi1,bmi2,lzcnt")]
+pub(super) fn frequencies<V: Value>(bytes: &[u8], steps: &[Step], tally: &mut Tally) -> (Frequencies, f32) {
+    super::frequencies::<V>(bytes, steps, tally)
+}
+
+/// [`Frequencies::joined`] compiled for this instruction set.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,bmi1,bmi2,lzcnt")]
+pub(super) fn joined(first: &Frequencies, second: &Frequencies) -> (Frequencies, f32) {
+    super::joined(first, second)
 }
 
 /// A table of 256 bytes in four registers.
@@ -248,6 +263,8 @@ pub(super) unsafe fn write(bytes: &[u8], steps: &[Step], code: &BlockCode, mut c
         // Only bits of the word just before are merged into a word's first byte.
         let short = _mm512_cmplt_epu32_mask(words.lengths, _mm512_set1_epi32(7)) != 0;
         placed.place(&words, cursor.held());
+        // Kept in memory: single values are loaded from there faster than they are taken out of vectors.
+        let placed = std::hint::black_box(&mut placed);
         words = join(pair[1]);
         let count = task.count() as usize;
         let end = task.at as usize + 4 * count;

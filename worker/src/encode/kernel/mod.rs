@@ -1,7 +1,7 @@
-//! The three loops that see every byte, once portable and once for AVX-512.
+//! The loops that see every byte, once portable and once for AVX-512.
 //!
 //! Which one runs is decided when the encoder is made, from what the processor says it can do.
-//! Both give the same bits: a test compares them.
+//! Both give the same bits: tests compare them, on processors that have both.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -9,6 +9,8 @@ mod portable;
 
 use super::bits::{BitWriter, Cursor};
 use super::code::{BlockCode, LITLEN_LIMIT, MATCH_BITS};
+use super::frequencies::Frequencies;
+use super::literals::Tally;
 use super::runs::{Step, Value};
 use super::tables::{LONGEST_MATCH, cut_match};
 
@@ -26,13 +28,19 @@ pub(crate) enum Kernel {
 }
 
 impl Kernel {
-    /// The fastest this processor runs.
-    pub(crate) fn detect() -> Kernel {
+    /// All that this processor runs, the slowest first.
+    pub(crate) fn available() -> Vec<Kernel> {
+        let mut kernels = vec![Kernel::Portable];
         #[cfg(target_arch = "x86_64")]
         if avx512::available() {
-            return Kernel::Avx512;
+            kernels.push(Kernel::Avx512);
         }
-        Kernel::Portable
+        kernels
+    }
+
+    /// The fastest this processor runs.
+    pub(crate) fn detect() -> Kernel {
+        *Kernel::available().last().expect("one runs everywhere")
     }
 
     /// Appends the steps that spell out `values`.
@@ -42,6 +50,31 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the variant only exists where `available` said so.
             Kernel::Avx512 => unsafe { avx512::scan(values, steps) },
+        }
+    }
+
+    /// The frequencies of steps over `bytes`, which are values of type `V`, and the bits they take.
+    pub(crate) fn frequencies<V: Value>(
+        self,
+        bytes: &[u8],
+        steps: &[Step],
+        tally: &mut Tally,
+    ) -> (Frequencies, f32) {
+        match self {
+            Kernel::Portable => frequencies::<V>(bytes, steps, tally),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the variant only exists where `available` said so.
+            Kernel::Avx512 => unsafe { avx512::frequencies::<V>(bytes, steps, tally) },
+        }
+    }
+
+    /// The frequencies of two blocks in one, and the bits they take.
+    pub(crate) fn joined(self, first: &Frequencies, second: &Frequencies) -> (Frequencies, f32) {
+        match self {
+            Kernel::Portable => joined(first, second),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the variant only exists where `available` said so.
+            Kernel::Avx512 => unsafe { avx512::joined(first, second) },
         }
     }
 
@@ -65,6 +98,20 @@ impl Kernel {
             });
         }
     }
+}
+
+#[inline(always)]
+fn frequencies<V: Value>(bytes: &[u8], steps: &[Step], tally: &mut Tally) -> (Frequencies, f32) {
+    let frequencies = Frequencies::of::<V>(bytes, steps, tally);
+    let bits = frequencies.bits();
+    (frequencies, bits)
+}
+
+#[inline(always)]
+fn joined(first: &Frequencies, second: &Frequencies) -> (Frequencies, f32) {
+    let frequencies = first.joined(second);
+    let bits = frequencies.bits();
+    (frequencies, bits)
 }
 
 /// Writes the match of a step.

@@ -1,0 +1,253 @@
+//! How often each literal occurs, from a sample: what the code of a block is made for.
+//!
+//! Bytes are counted by their place in a value. The lower half of a value is nearly always noise, of which
+//! a glance is enough; sign, exponent and the mantissa's upper bits decide how good the code is.
+
+use super::runs::{Step, Value};
+
+/// Bytes looked at in one place: whole values.
+const GROUP: usize = 64;
+
+/// Bytes of which the literals are counted in one segment, about; all where there are fewer.
+const SAMPLE: usize = 8 << 10;
+
+/// Bytes, about, whose lower halves are looked at to see whether they are noise.
+const GLANCE: usize = 2 << 10;
+
+/// [`signal`] of a place that is noise: chance is nowhere near as much in a glance at random bytes.
+const NOISE: f32 = 0.25;
+
+/// Occurrences in a sample of a literal that was not met there.
+const UNSEEN: f32 = 0.3;
+
+/// Values in a row that are counted apart.
+const NEIGHBOURS: usize = 4;
+
+/// Counts of one place in a value, by byte.
+type Counts = [u32; 256];
+
+/// The literals of some steps, in whole values.
+#[derive(Clone, Copy)]
+pub(crate) struct Literals<'a> {
+    bytes: &'a [u8],
+    steps: &'a [Step],
+    len: usize,
+}
+
+impl<'a> Literals<'a> {
+    /// Of `steps` over `bytes`, which are values of type `V`.
+    #[inline(always)]
+    pub(crate) fn new<V: Value>(bytes: &'a [u8], steps: &'a [Step]) -> Self {
+        let len = steps.iter().map(|step| whole_values::<V>(step)).sum();
+        Literals { bytes, steps, len }
+    }
+
+    /// Bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Hands out one group in `every`.
+    #[inline(always)]
+    fn groups<V: Value>(&self, every: usize, mut take: impl FnMut(&[u8])) {
+        let mut at = 0;
+        let mut skip = 0;
+        for step in self.steps {
+            let values = &self.bytes[at..at + whole_values::<V>(step)];
+            at += (step.literals + step.matched) as usize;
+            if every == 1 {
+                take(values);
+                continue;
+            }
+            while skip < values.len() {
+                take(&values[skip..values.len().min(skip + GROUP)]);
+                skip += GROUP * every;
+            }
+            skip -= values.len();
+        }
+    }
+}
+
+#[inline(always)]
+fn whole_values<V: Value>(step: &Step) -> usize {
+    step.literals as usize / V::SIZE * V::SIZE
+}
+
+/// Counts by place; kept from one segment to the next, as it is large.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    /// The places of a value's lower half.
+    low: [Counts; 2],
+    /// Those of its upper half. Neighbours often share an exponent, and adding to a count just written
+    /// waits for that write: so each has a table of its own.
+    high: [[Counts; 2]; NEIGHBOURS],
+    /// One group in so many is counted.
+    every: usize,
+    /// Whether the lower halves are noise, and were not counted.
+    noise: bool,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Tally { low: [[0; 256]; 2], high: [[[0; 256]; 2]; NEIGHBOURS], every: 1, noise: false }
+    }
+}
+
+impl Tally {
+    /// Counts a sample; true where groups were left out.
+    #[inline(always)]
+    pub(crate) fn sample<V: Value>(&mut self, literals: &Literals<'_>) -> bool {
+        self.low = [[0; 256]; 2];
+        let glance = (literals.len / GLANCE).max(4);
+        let large = literals.len >= GLANCE;
+        if large {
+            literals.groups::<V>(glance, |bytes| count_low::<V>(bytes, &mut self.low));
+        }
+        let noise = large && self.low[..V::SIZE / 2].iter().all(|place| signal(place) < NOISE);
+        // Half of each value takes half the time.
+        let sample = if noise { 2 * SAMPLE } else { SAMPLE };
+        self.count::<V>(literals, (literals.len / sample).max(1), noise);
+        self.every > 1
+    }
+
+    /// Counts every byte.
+    #[inline(always)]
+    pub(crate) fn all<V: Value>(&mut self, literals: &Literals<'_>) {
+        self.count::<V>(literals, 1, false);
+    }
+
+    /// Whether half of the values counted last have the same lowest byte, as no softmax output has.
+    pub(crate) fn lowest_byte_is_one(&self) -> bool {
+        let [place, _] = &self.low;
+        let (sum, most) = place.iter().fold((0, 0), |(sum, most), &count| (sum + count, count.max(most)));
+        2 * most >= sum
+    }
+
+    #[inline(always)]
+    fn count<V: Value>(&mut self, literals: &Literals<'_>, every: usize, noise: bool) {
+        self.high = [[[0; 256]; 2]; NEIGHBOURS];
+        (self.every, self.noise) = (every, noise);
+        if noise {
+            literals.groups::<V>(every, |bytes| count_high::<V>(bytes, &mut self.high));
+        } else {
+            self.low = [[0; 256]; 2];
+            literals.groups::<V>(every, |bytes| {
+                count_low::<V>(bytes, &mut self.low);
+                count_high::<V>(bytes, &mut self.high);
+            });
+        }
+    }
+
+    /// Adds what was counted to the occurrences of each byte, as a sample of `literals`.
+    #[inline(always)]
+    pub(crate) fn add_to<V: Value>(&self, literals: &Literals<'_>, sums: &mut [f32; 256]) {
+        let occurrences = (literals.len / V::SIZE) as f32;
+        let [mut high, ..] = self.high;
+        for tables in &self.high[1..] {
+            let counts = high.as_flattened_mut().iter_mut().zip(tables.as_flattened());
+            counts.for_each(|(sum, &more)| *sum += more);
+        }
+        let places = V::SIZE / 2;
+        for place in &high[..places] {
+            add(place, self.every == 1, occurrences, sums);
+        }
+        for place in &self.low[..places] {
+            if self.noise {
+                add_noise(place, occurrences, sums);
+            } else {
+                add(place, self.every == 1, occurrences, sums);
+            }
+        }
+        if self.every > 1 {
+            // What the sample did not meet may still occur.
+            sums.iter_mut().for_each(|sum| *sum += UNSEEN * self.every as f32);
+        }
+    }
+}
+
+#[inline(always)]
+fn count_low<V: Value>(bytes: &[u8], tables: &mut [Counts; 2]) {
+    for value in bytes.chunks_exact(V::SIZE) {
+        for (table, &byte) in tables.iter_mut().zip(&value[..V::SIZE / 2]) {
+            table[byte as usize] += 1;
+        }
+    }
+}
+
+#[inline(always)]
+fn count_high<V: Value>(bytes: &[u8], tables: &mut [[Counts; 2]; NEIGHBOURS]) {
+    let mut count = |neighbour: usize, value: &[u8]| {
+        for (table, &byte) in tables[neighbour].iter_mut().zip(&value[V::SIZE / 2..]) {
+            table[byte as usize] += 1;
+        }
+    };
+    let neighbours = bytes.chunks_exact(NEIGHBOURS * V::SIZE);
+    let rest = neighbours.remainder();
+    for values in neighbours {
+        for neighbour in 0..NEIGHBOURS {
+            count(neighbour, &values[neighbour * V::SIZE..][..V::SIZE]);
+        }
+    }
+    rest.chunks_exact(V::SIZE).for_each(|value| count(0, value));
+}
+
+/// Adds one place's counts, of values of which there are `occurrences`.
+#[inline(always)]
+fn add(place: &Counts, exact: bool, occurrences: f32, sums: &mut [f32; 256]) {
+    let counted: u32 = place.iter().sum();
+    if counted == 0 {
+        return;
+    }
+    // Without a sample nothing is uncertain.
+    let kept = if exact { 1.0 } else { signal(place) };
+    let scale = occurrences / counted as f32 * kept;
+    let flat = occurrences / 256.0 * (1.0 - kept);
+    for (sum, &count) in sums.iter_mut().zip(place) {
+        *sum += flat + scale * count as f32;
+    }
+}
+
+/// Adds one place's counts where the values not counted have any byte.
+#[inline(always)]
+fn add_noise(place: &Counts, occurrences: f32, sums: &mut [f32; 256]) {
+    let counted: u32 = place.iter().sum();
+    let mean = (occurrences - counted as f32) / 256.0;
+    sums.iter_mut().zip(place).for_each(|(sum, &count)| *sum += mean + count as f32);
+}
+
+/// How much of what sets these counts apart is more than chance: 0 for a mantissa's low byte, where all
+/// values are as frequent and only the sample is not, nearly 1 for an exponent. Counts moved towards
+/// their mean by the rest are closer to the truth than the counts (James and Stein's estimator).
+#[inline(always)]
+fn signal(place: &Counts) -> f32 {
+    let (mut sum, mut squares) = (0, 0);
+    for &count in place {
+        sum += u64::from(count);
+        squares += u64::from(count) * u64::from(count);
+    }
+    let mean = sum as f32 / 256.0;
+    let variance = (256 * squares - sum * sum) as f32 / (256.0 * 255.0);
+    // Chance alone varies by the mean (Poisson).
+    if variance > mean { 1.0 - mean / variance } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chance_is_told_from_signal() {
+        let mut state = 1u32;
+        let mut noise = [0u32; 256];
+        for _ in 0..2000 {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            noise[(state >> 24) as usize] += 1;
+        }
+        assert!(signal(&noise) < 0.3, "{}", signal(&noise));
+        let mut few = [0u32; 256];
+        few[60] = 900;
+        few[61] = 1100;
+        assert!(signal(&few) > 0.99);
+        assert_eq!(signal(&[0; 256]), 0.0);
+    }
+}

@@ -1,0 +1,106 @@
+//! Arrays that repeat, which no softmax gives: written exactly, and no larger than by a general deflate.
+
+use common::capture::Dtype;
+
+use super::super::{Compression, Encoder, PatternView, ZlibLevel};
+use super::{causal, check, noise};
+
+/// A head of `n` by `n`, from what its rows hold: query and key to value.
+fn head(n: usize, mut value: impl FnMut(usize, usize) -> f32) -> Vec<f32> {
+    (0..n * n).map(|at| if at % n > at / n { 0.0 } else { value(at / n, at % n) }).collect()
+}
+
+fn softmax(n: usize, seed: u64) -> Vec<f32> {
+    causal(1, n, n, noise(seed))
+}
+
+fn uniform(n: usize) -> Vec<f32> {
+    head(n, |query, _| 1.0 / (query + 1) as f32)
+}
+
+fn one_hot(n: usize, seed: usize) -> Vec<f32> {
+    head(n, |query, key| if key == query * seed % (query + 1) { 1.0 } else { 0.0 })
+}
+
+fn half_rounded(n: usize, seed: u64) -> Vec<f32> {
+    softmax(n, seed).into_iter().map(|value| half::f16::from_f32(value).to_f32()).collect()
+}
+
+/// A prompt of the same few tokens over and over, without positions.
+fn periodic(n: usize, seed: u64) -> Vec<f32> {
+    let mut value = noise(seed);
+    let scores: Vec<f32> = (0..16).map(|_| value()).collect();
+    head(n, |_, key| scores[key % 16])
+}
+
+/// All that repeat, and mixtures: several heads each.
+fn arrays(n: usize) -> Vec<(&'static str, Vec<Vec<f32>>)> {
+    let twelve = |make: &dyn Fn(usize) -> Vec<f32>| (0..12).map(make).collect();
+    vec![
+        ("uniform", twelve(&|_| uniform(n))),
+        ("one-hot", twelve(&|seed| one_hot(n, 7 + seed))),
+        ("half-rounded", twelve(&|seed| half_rounded(n, seed as u64))),
+        ("periodic", twelve(&|seed| periodic(n, seed as u64))),
+        ("zeros", twelve(&|_| vec![0.0; n * n])),
+        ("one uniform head", twelve(&|head| if head == 5 { uniform(n) } else { softmax(n, head as u64) })),
+        (
+            "one half-rounded head",
+            twelve(&|head| if head == 5 { half_rounded(n, 5) } else { softmax(n, head as u64) }),
+        ),
+        (
+            "all kinds in turn",
+            twelve(&|head| match head % 5 {
+                0 => softmax(n, head as u64),
+                1 => uniform(n),
+                2 => one_hot(n, 7 + head),
+                3 => half_rounded(n, head as u64),
+                _ => periodic(n, head as u64),
+            }),
+        ),
+        ("ends with uniform", twelve(&|head| if head < 6 { softmax(n, head as u64) } else { uniform(n) })),
+    ]
+}
+
+fn size(heads: &[Vec<f32>], n: usize, compression: Compression, dtype: Dtype) -> usize {
+    let view = heads.concat();
+    let view = PatternView::new(&view, heads.len(), n);
+    Encoder::new(compression, dtype).encode("x.npy", view).payload.len()
+}
+
+#[test]
+fn what_repeats_comes_back() {
+    for n in [64, 90, 91, 150] {
+        for (_, heads) in arrays(n) {
+            check(&heads.concat(), heads.len(), n);
+        }
+    }
+}
+
+#[test]
+fn what_repeats_is_no_larger_than_by_zlib() {
+    for n in [64, 128, 296] {
+        for (name, heads) in arrays(n) {
+            let ours = size(&heads, n, Compression::Causal, Dtype::Float32);
+            let zlib = size(&heads, n, Compression::Zlib(ZlibLevel::NUMPY), Dtype::Float32);
+            // This library's 6 is often a little shorter than numpy's.
+            assert!(ours <= zlib + zlib / 1000, "{name}, n = {n}: {ours} bytes, zlib writes {zlib}");
+        }
+    }
+}
+
+#[test]
+fn softmax_output_is_not_compressed_twice() {
+    // It would cost thirty times the time, and not show in the file.
+    use super::super::literals::{Literals, Tally};
+    use super::super::{repeats::is_repetitive, runs};
+    for n in [64, 300] {
+        let values = softmax(n, 1);
+        let bits: &[u32] = bytemuck::cast_slice(&values);
+        let bytes: &[u8] = bytemuck::cast_slice(&values);
+        let mut steps = Vec::new();
+        runs::scan(bits, &mut steps);
+        let mut tally = Tally::default();
+        tally.sample::<u32>(&Literals::new::<u32>(bytes, &steps));
+        assert!(!is_repetitive::<u32>(bytes, 0..bytes.len(), n, &steps, &tally));
+    }
+}
