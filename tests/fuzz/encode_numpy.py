@@ -31,9 +31,7 @@ def main(folder: pathlib.Path) -> None:
     count = 0
     while True:
         over = (folder / "done").exists()
-        # The one being written is the newest: it waits for the next round.
-        ready = sorted(folder.glob("*.npz"), key=lambda path: path.stat().st_mtime_ns)
-        for npz in ready if over else ready[:-1]:
+        for npz in folder.glob("*.npz"):
             check(npz)
             count += 1
         if over:

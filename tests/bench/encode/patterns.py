@@ -5,6 +5,11 @@ Kinds:
   mixed   twelve heads from nearly uniform to nearly one-hot: random scores at twelve sharpnesses
   sink    the same with most weight on the first token, as trained models often have it
   local   attention in a window of a quarter of the prompt
+and, of data that repeat, as no softmax of distinct scores does:
+  half    softmax output rounded to half precision
+  onehot  every query attends to one key alone
+  equal   twelve heads of uniform attention
+  blend   of each of these two heads, and six of softmax output
 """
 
 import pathlib
@@ -14,6 +19,7 @@ import numpy as np
 
 N_HEADS, D_HEAD, D_MODEL = 12, 64, 768
 LENGTHS = (64, 128, 296, 512, 1024)
+REPEATING = ("half", "onehot", "equal", "blend")
 
 
 def softmax(scores: np.ndarray, window: int | None = None) -> np.ndarray:
@@ -70,6 +76,12 @@ def main(folder: pathlib.Path) -> None:
             "sink": [softmax(sink)],
             "local": [softmax(scores(n, random, np.full(N_HEADS, 1.5)), window=n // 4)],
         }
+        distinct = softmax(scores(n, random, np.full(N_HEADS, 1.5)))
+        half = distinct.astype(np.float16).astype(np.float32)
+        onehot = softmax(scores(n, random, np.full(N_HEADS, 4000)))
+        equal = softmax(np.zeros((N_HEADS, n, n)))
+        blend = np.concatenate([distinct[:3], half[:2], onehot[:2], distinct[3:6], equal[:2]])
+        kinds |= {"half": [half], "onehot": [onehot], "equal": [equal], "blend": [blend]}
         for kind, layers in kinds.items():
             names = (f"blocks.{layer}.attn.hook_pattern" for layer in range(len(layers)))
             arrays = (layer[None].astype("<f4") for layer in layers)
