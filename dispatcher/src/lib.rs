@@ -13,6 +13,7 @@ mod signals;
 mod status;
 mod table;
 mod topology;
+mod verify;
 mod watch;
 
 use cli::Command;
@@ -30,6 +31,6 @@ pub fn run(command: &Command, settings: &Settings, runtime: &Runtime) -> Result<
         Command::Cancel(args) => cancel::run(args, settings, runtime),
         Command::Index(args) => index::run(args, settings, runtime),
         Command::Topology(args) => topology::run(args, settings),
-        _ => Err(Error::Request("this command is not built yet".to_owned())),
+        Command::Verify(args) => verify::run(args, settings, runtime),
     }
 }
