@@ -25,7 +25,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Load prompts, leave out what is cached, tokenize the rest and publish it for workers
-    Enqueue(EnqueueArgs),
+    Enqueue(Box<EnqueueArgs>),
     /// Say how far things are: queues, workers, runs, failures
     Status(StatusArgs),
     /// Status, again and again, until what is enqueued is done

@@ -8,13 +8,13 @@ use common::{
     settings::{self, Sources},
     talk::{Talk, start_log},
 };
-use dispatcher::cli::{Cli, Command, EnqueueArgs};
+use dispatcher::cli::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let loaded = settings::load(&Sources::of_process(cli.config.clone(), cli.command.layer()));
     let talk = match &cli.command {
-        Command::Enqueue(EnqueueArgs { quiet: true, .. }) => Talk::Quiet,
+        Command::Enqueue(args) if args.quiet => Talk::Quiet,
         _ => Talk::Brief,
     };
     start_log(loaded.as_ref().map(|loaded| &loaded.settings.log).ok(), talk);

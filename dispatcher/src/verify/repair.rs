@@ -64,7 +64,7 @@ impl Repaired {
             text.push_str(&format!("\n  run {run}: `dispatcher watch --run {run}` follows it"));
         }
         if self.left > 0 {
-            text.push_str(&format!("\n{} stay broken; see above", counted(self.left as u64, "prompt")));
+            text.push_str(&format!("\nstill broken: {}; see above", counted(self.left as u64, "prompt")));
         }
         text.push('\n');
         text
@@ -395,7 +395,7 @@ mod tests {
         let text = repaired.text();
         assert!(
             text.starts_with("2 prompts removed and enqueued again\n  run r: ")
-                && text.contains("1 prompt stay broken")
+                && text.contains("still broken: 1 prompt;")
         );
     }
 }
