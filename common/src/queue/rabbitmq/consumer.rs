@@ -197,7 +197,7 @@ struct Task {
 
 /// What the task's loop does next.
 enum Turn {
-    Delivery(message::Delivery),
+    Delivery(Box<message::Delivery>),
     Fault(String),
     Opened(Result<Link, BrokerError>),
     Command(Option<Command>),
@@ -219,14 +219,14 @@ impl Task {
                 command = commands.recv() => Turn::Command(command),
                 link = opened(self.opening.as_mut()) => Turn::Opened(link),
                 delivery = next_of(self.taking.as_mut()), if !self.stopping => match delivery {
-                    Some(Ok(delivery)) => Turn::Delivery(delivery),
+                    Some(Ok(delivery)) => Turn::Delivery(Box::new(delivery)),
                     Some(Err(error)) => Turn::Fault(error.to_string()),
                     None => Turn::Fault("the broker ended the deliveries".to_owned()),
                 },
                 () = tokio::time::sleep(look.unwrap_or_default()), if look.is_some() => Turn::Look,
             };
             match turn {
-                Turn::Delivery(delivery) => self.receive(delivery).await,
+                Turn::Delivery(delivery) => self.receive(*delivery).await,
                 Turn::Fault(reason) => self.lose(&reason),
                 Turn::Opened(Ok(link)) => {
                     self.opening = None;
