@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{Ended, binary, broker, end, example_prompts, fixture, worker_run};
+use crate::{Ended, binary, broker, check_committed, end, example_prompts, fixture, prompt_dirs, worker_run};
 
 /// The model of most stories: small, and computed in a moment.
 pub const MODEL: &str = "gpt2-tiny";
@@ -122,6 +122,60 @@ impl Site {
         let mut command = self.consume(args);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         Running(Some(command.spawn().unwrap_or_else(|error| panic!("starting {command:?}: {error}"))))
+    }
+
+    /// Asserts that everything asked for is there, once, whole and byte for byte what the single process makes; that
+    /// no job is left anywhere but with the dead letters; and that no temporary file is.
+    #[track_caller]
+    pub fn assert_done(&self, prompts: &Path) {
+        self.assert_done_but(prompts, &[]);
+    }
+
+    /// The same for all prompts but these hashes.
+    #[track_caller]
+    pub fn assert_done_but(&self, prompts: &Path, missing: &[&str]) {
+        for queue in [self.queue(), self.retry_queue(0), self.retry_queue(1)] {
+            let ready = broker::queue_counts(&self.url, &queue).map_or(0, |(ready, _)| ready);
+            assert_eq!(ready, 0, "jobs are left in {queue}");
+        }
+        let (single, save) = (self.single_process(prompts), self.save_path());
+        let mut expected = prompt_dirs(&single, MODEL);
+        expected.retain(|hash, _| !missing.contains(&hash.as_str()));
+        let mut found = prompt_dirs(&save, MODEL);
+        found.retain(|hash, _| !missing.contains(&hash.as_str()));
+        assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+        for (hash, dir) in &expected {
+            let names = |dir: &Path| {
+                let entries = fs::read_dir(dir).expect("a prompt's directory can be listed");
+                let mut names: Vec<_> = entries.map(|entry| entry.expect("an entry").file_name()).collect();
+                names.sort();
+                names
+            };
+            assert_eq!(names(&found[hash]), names(dir), "{hash}");
+            for file in ["prompt.json", "activations.npz"] {
+                let bytes = |dir: &Path| fs::read(dir.join(file)).expect("it was listed");
+                assert!(bytes(dir) == bytes(&found[hash]), "{hash}/{file} differs from the single process's");
+            }
+        }
+        assert_eq!(check_committed(&save, MODEL), Ok(expected.len()));
+        let index = |save: &Path| -> Vec<String> {
+            let text =
+                fs::read_to_string(save.join(MODEL).join("prompts.jsonl")).expect("the index is there");
+            let is_missing = |line: &&str| missing.iter().any(|hash| line.contains(hash));
+            text.lines().filter(|line| !is_missing(line)).map(str::to_owned).collect()
+        };
+        assert_eq!(index(&save), index(&single), "prompts.jsonl");
+    }
+
+    fn retry_queue(&self, at: usize) -> String {
+        let delay = self.retry_delays.split(',').nth(at).unwrap_or_default();
+        format!("{}.retry.{delay}", self.namespace)
+    }
+
+    /// Every dead letter: what its headers say.
+    pub fn dead_letters(&self) -> Vec<Value> {
+        let shown = end(self.dispatcher(&["dead", "show", "--json"])).expect(0).json();
+        shown.as_array().expect("a list").clone()
     }
 
     /// The queue of the model.

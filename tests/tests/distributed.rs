@@ -1,34 +1,10 @@
 //! The two halves with a broker between them: what was asked for is there, once, equal to the single process.
 
-use std::{fs, path::Path};
-
 use tests::{
     broker::{self, wait_until},
-    check_committed, end, prompt_dirs,
-    site::{MODEL, Site},
+    end,
+    site::Site,
 };
-
-/// Asserts that a distributed run made what the single process makes: the same prompts, byte for byte.
-#[track_caller]
-fn assert_equal_to_single_process(site: &Site, prompts: &Path) {
-    let (single, save) = (site.single_process(prompts), site.save_path());
-    let expected = prompt_dirs(&single, MODEL);
-    let found = prompt_dirs(&save, MODEL);
-    assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
-    for (hash, dir) in &expected {
-        for file in ["prompt.json", "activations.npz"] {
-            let bytes = |dir: &Path| fs::read(dir.join(file)).unwrap();
-            assert!(bytes(dir) == bytes(&found[hash]), "{hash}/{file} differs from the single process's");
-        }
-    }
-    assert_eq!(check_committed(&save, MODEL).unwrap(), expected.len());
-    for file in ["prompts.jsonl", "model_cfg.json"] {
-        let text = |save: &Path| fs::read_to_string(save.join(MODEL).join(file)).unwrap();
-        if file == "prompts.jsonl" {
-            assert_eq!(text(&save), text(&single), "{file}");
-        }
-    }
-}
 
 #[test]
 fn what_is_enqueued_is_computed_once_and_equals_the_single_process() {
@@ -46,7 +22,7 @@ fn what_is_enqueued_is_computed_once_and_equals_the_single_process() {
         "{done:#}"
     );
     assert_eq!((site.ready(), site.dead()), (0, 0));
-    assert_equal_to_single_process(&site, &prompts);
+    site.assert_done(&prompts);
 
     // Everything is cached now: nothing to publish, and no run begins.
     let again = site.enqueued(&prompts);
@@ -73,7 +49,7 @@ fn several_workers_share_a_run() {
     let done: Vec<_> = workers.into_iter().map(|worker| worker.end().expect(0).json()).collect();
     let sum: u64 = done.iter().map(|done| done["done"].as_u64().unwrap()).sum();
     assert_eq!(sum, 200, "{done:#?}");
-    assert_equal_to_single_process(&site, &prompts);
+    site.assert_done(&prompts);
 }
 
 #[test]

@@ -162,7 +162,12 @@ impl Enqueue<'_> {
             .plan(&request, prompts, &published, self.options.spool(), |n| bar.set_position(n as u64))?;
         bar.finish_and_clear();
         let mut summary = ModelSummary::planned(&request.run, &known, &planned, begin.elapsed());
-        if self.args.dry_run || (planned.todo() == 0 && published.is_empty()) {
+        if self.args.dry_run {
+            return Ok(summary.ended(begin.elapsed()));
+        }
+        // Also where there is nothing to do: what dead workers left behind is swept.
+        place.begin(&request, &known, self.device)?;
+        if planned.todo() == 0 && published.is_empty() {
             return Ok(summary.ended(begin.elapsed()));
         }
         if let Earlier::Complete(run) = &earlier {
@@ -172,7 +177,6 @@ impl Enqueue<'_> {
             );
         }
 
-        place.begin(&request, &known, self.device)?;
         if self.prefetch {
             fetch_weights(&known.located, &request.hub, &mut |event| event.tell())?;
         }

@@ -1,0 +1,295 @@
+//! What breaks, and what must hold all the same: every prompt once, whole, equal to the single process; and with the
+//! dead letters exactly what belongs there.
+//!
+//! `LENSPOOL_LONG=1 tests/run faults` kills at least 200 workers instead of a dozen.
+
+use std::{
+    fs,
+    path::Path,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use lapin::types::FieldTable;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use rustix::process::Signal;
+use tests::{
+    broker::{self, Broker, Cluster, QUEUE_ON_DISK, publish_raw, wait_until},
+    check_committed, end, prompt_dirs,
+    site::{MODEL, Running, Site},
+};
+
+/// Long enough for anything on a busy machine.
+const LONG: Duration = Duration::from_secs(180);
+/// A worker that leaves once everything, retries included, is over.
+const UNTIL_EMPTY: [&str; 3] = ["--exit-when-empty", "--max-idle", "4s"];
+
+fn committed(site: &Site) -> usize {
+    prompt_dirs(&site.save_path(), MODEL).values().filter(|dir| dir.join("prompt.json").exists()).count()
+}
+
+/// Waits until a worker has done something and has more to do.
+fn wait_for_work_in_hand(site: &Site, prompts: usize) {
+    wait_until("work to be under way", LONG, || match committed(site) {
+        0 => Err("nothing is committed".to_owned()),
+        done => {
+            assert!(done < prompts, "all was done before anything could break");
+            Ok(())
+        }
+    });
+}
+
+/// Waits until every prompt is committed.
+fn wait_for_all(site: &Site, prompts: usize) {
+    wait_until("every prompt to be committed", LONG, || match committed(site) {
+        done if done == prompts => Ok(()),
+        done => Err(format!("{done} of {prompts}")),
+    });
+}
+
+/// Kills workers of a fresh run at random moments, and returns how many.
+fn kill_workers(seed: u64) -> usize {
+    const PROMPTS: usize = 400;
+    const KILLS: usize = 12;
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut site = Site::new("kills");
+    site.batch_size = 4;
+    let prompts = site.prompts(PROMPTS);
+    site.enqueued(&prompts);
+    let mut start = |site: &Site| {
+        let life = Duration::from_millis(random.random_range(200..1800));
+        (site.worker(&[]), Instant::now() + life)
+    };
+    let mut workers: Vec<(Running, Instant)> = (0..3).map(|_| start(&site)).collect();
+    let mut kills = 0;
+    while kills < KILLS && committed(&site) < PROMPTS {
+        workers.sort_by_key(|(_, end)| std::cmp::Reverse(*end));
+        let (worker, end) = workers.pop().expect("there are three");
+        thread::sleep(end.saturating_duration_since(Instant::now()));
+        worker.kill();
+        kills += 1;
+        workers.push(start(&site));
+    }
+    drop(workers);
+    site.drain();
+    // Sweeps what the dead left where no job led a worker any more.
+    site.enqueued(&prompts);
+    assert_eq!(site.dead(), 0, "seed {seed}");
+    site.assert_done(&prompts);
+    kills
+}
+
+#[test]
+fn workers_killed_at_random_moments_lose_nothing() {
+    let wanted = if std::env::var_os("LENSPOOL_LONG").is_some() { 200 } else { 12 };
+    let mut seed = rand::random();
+    let mut kills = 0;
+    while kills < wanted {
+        println!("seed {seed}");
+        kills += kill_workers(seed).max(1);
+        seed = seed.wrapping_add(1);
+    }
+    println!("{kills} workers were killed");
+}
+
+#[test]
+fn a_broker_that_goes_away_and_comes_back_interrupts_and_loses_nothing() {
+    const PROMPTS: usize = 1500;
+    let broker = Broker::start();
+    let site = Site::at(broker.url(), "restart");
+    let prompts = site.prompts(PROMPTS);
+    site.enqueued(&prompts);
+    thread::sleep(QUEUE_ON_DISK);
+    let worker = site.worker(&[]);
+    wait_for_work_in_hand(&site, PROMPTS);
+    broker.kill();
+    broker.restart();
+    let before = committed(&site);
+    wait_until("the worker to come back", LONG, || match committed(&site) {
+        done if done > before || done == PROMPTS => Ok(()),
+        done => Err(format!("{done} committed, as before")),
+    });
+    broker.stop();
+    broker.restart();
+    wait_for_all(&site, PROMPTS);
+    worker.signal(Signal::TERM);
+    worker.end_within(LONG).expect(0).says("connected to").says("again");
+    site.drain();
+    assert_eq!(site.dead(), 0);
+    site.assert_done(&prompts);
+}
+
+#[test]
+fn an_enqueue_outlives_its_broker() {
+    const PROMPTS: usize = 12_000;
+    let broker = Broker::start();
+    let mut site = Site::at(broker.url(), "publish");
+    site.batch_size = 1;
+    site.enqueued(&site.prompts(1));
+    thread::sleep(QUEUE_ON_DISK);
+    let prompts = site.prompts(PROMPTS);
+    let mut command = site.enqueue(&prompts);
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let child = command.spawn().unwrap();
+    wait_until("some jobs to be published", LONG, || match site.ready() {
+        0..20 => Err("too few yet".to_owned()),
+        _ => Ok(()),
+    });
+    broker.kill();
+    broker.restart();
+    let ended: tests::Ended = child.wait_with_output().unwrap().into();
+    let summary = ended.expect(0).json();
+    assert_eq!(summary["models"][0]["published"], PROMPTS, "{summary:#}");
+    let mut hashes: Vec<String> = broker::drain(&site.url, &site.queue())
+        .iter()
+        .map(|message| serde_json::from_slice::<serde_json::Value>(&message.body).unwrap())
+        .map(|job| job["prompts"][0]["hash"].as_str().unwrap().to_owned())
+        .collect();
+    hashes.sort();
+    hashes.dedup();
+    assert_eq!(hashes.len(), PROMPTS, "nothing is missing");
+}
+
+#[test]
+fn a_cluster_that_loses_the_leader_of_a_queue_goes_on() {
+    const PROMPTS: usize = 1000;
+    let cluster = Cluster::start(3);
+    let site = Site::at(cluster.urls().join(","), "leader");
+    let prompts = site.prompts(PROMPTS);
+    site.enqueued(&prompts);
+    let workers = [site.worker(&[]), site.worker(&[])];
+    wait_for_work_in_hand(&site, PROMPTS);
+    let leader = cluster.leader_of(&site.queue());
+    cluster.kill_node(leader);
+    wait_for_all(&site, PROMPTS);
+    cluster.restart_node(leader);
+    for worker in workers {
+        worker.signal(Signal::TERM);
+        worker.end_within(LONG).expect(0);
+    }
+    let alive = Site { url: cluster.urls()[(leader + 1) % 3].clone(), ..site };
+    end(alive.consume(&UNTIL_EMPTY)).expect(0);
+    assert_eq!(alive.dead(), 0);
+    alive.assert_done(&prompts);
+}
+
+/// A small file system that can be full. Unmounted with the story.
+struct Tmpfs<'a>(&'a Path);
+
+impl<'a> Tmpfs<'a> {
+    fn mount(at: &'a Path, size: &str) -> Option<Self> {
+        fs::create_dir_all(at).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o"]).arg(format!("size={size}")).arg("lenspool-test").arg(at);
+        let mounted = mount.output().is_ok_and(|output| output.status.success());
+        mounted.then_some(Tmpfs(at))
+    }
+
+    fn resize(&self, size: &str) {
+        let status = Command::new("mount").arg("-o").arg(format!("remount,size={size}")).arg(self.0).status();
+        assert!(status.unwrap().success());
+    }
+}
+
+impl Drop for Tmpfs<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_stops_workers_and_costs_nothing() {
+    let mut site = Site::new("full");
+    site.retry_delays = "2s,2s,2s".to_owned();
+    let prompts = site.prompts(120);
+    let save = site.save_path();
+    let Some(tmpfs) = Tmpfs::mount(&save, "2m") else {
+        eprintln!("NOT TOLD: this user may not mount a file system, so none can be full");
+        return;
+    };
+    site.enqueued(&prompts);
+    end(site.consume(&[])).expect(75).says("the file system is full");
+    let done = check_committed(&save, MODEL).unwrap();
+    assert!(done < 120, "it was never full");
+    tmpfs.resize("200m");
+    end(site.consume(&UNTIL_EMPTY)).expect(0);
+    site.enqueued(&prompts);
+    assert_eq!(site.dead(), 0);
+    site.assert_done(&prompts);
+}
+
+#[test]
+fn what_comes_twice_is_done_once() {
+    let site = Site::new("twice");
+    let prompts = site.prompts(40);
+    site.enqueued(&prompts);
+    for message in broker::drain(&site.url, &site.queue()) {
+        for _ in 0..2 {
+            let exchange = format!("{}.jobs", site.namespace);
+            publish_raw(&site.url, &exchange, MODEL, &message.body, FieldTable::default());
+        }
+    }
+    // One at a time: otherwise both copies may be in hand before either is committed.
+    let done =
+        end(site.consume(&["--exit-when-empty", "--max-idle", "3s", "--prefetch", "1"])).expect(0).json();
+    assert_eq!((&done["done"], &done["cached"]), (&40.into(), &40.into()), "{done:#}");
+    assert_eq!(site.dead(), 0);
+    site.assert_done(&prompts);
+}
+
+#[test]
+fn a_job_that_outlives_the_brokers_patience_comes_again() {
+    const PROMPTS: usize = 300;
+    let broker = Broker::builder().ack_timeout(Duration::from_secs(10)).start();
+    let site = Site::at(broker.url(), "late");
+    let prompts = site.prompts(PROMPTS);
+    site.enqueued(&prompts);
+    let worker = site.worker(&UNTIL_EMPTY);
+    wait_for_work_in_hand(&site, PROMPTS);
+    worker.signal(Signal::STOP);
+    thread::sleep(Duration::from_secs(1));
+    let ready = site.ready();
+    wait_until("the broker to take the jobs back", LONG, || match site.ready() {
+        now if now > ready => Ok(()),
+        now => Err(format!("{now} ready, {ready} before")),
+    });
+    worker.signal(Signal::CONT);
+    worker.end_within(LONG).expect(0).says("comes again");
+    site.drain();
+    assert_eq!(site.dead(), 0);
+    site.assert_done(&prompts);
+}
+
+#[test]
+fn a_broker_short_of_memory_still_hears_what_is_done() {
+    let broker = Broker::start();
+    let site = Site::at(broker.url(), "alarm");
+    let prompts = site.prompts(300);
+    site.enqueued(&prompts);
+    broker.memory_alarm(true);
+    let done = end(site.consume(&UNTIL_EMPTY)).expect(0).json();
+    assert_eq!((&done["done"], &done["lost"]), (&300.into(), &0.into()), "{done:#}");
+    broker.memory_alarm(false);
+    assert_eq!(site.dead(), 0);
+    site.assert_done(&prompts);
+}
+
+#[test]
+fn a_queue_deleted_under_a_worker_is_made_again() {
+    let broker = Broker::start();
+    let site = Site::at(broker.url(), "deleted");
+    let worker = site.worker(&["--model", MODEL]);
+    wait_until("the worker to take jobs", LONG, || match broker::queue_counts(&site.url, &site.queue()) {
+        Some((_, 1)) => Ok(()),
+        counts => Err(format!("{counts:?}")),
+    });
+    broker.rabbitmqctl(&["delete_queue", &site.queue()]).expect(0);
+    let prompts = site.prompts(30);
+    site.enqueued(&prompts);
+    wait_for_all(&site, 30);
+    worker.signal(Signal::TERM);
+    worker.end_within(LONG).expect(0);
+    site.drain();
+    site.assert_done(&prompts);
+}
