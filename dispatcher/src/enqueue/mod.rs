@@ -80,6 +80,19 @@ pub fn run(args: &EnqueueArgs, settings: &Settings, runtime: &Runtime) -> Result
     Ok(exit)
 }
 
+/// Builds the index of runs that are done and whose last worker died before it could.
+fn index_what_was_left(place: &Place) -> Result<(), Error> {
+    let mut left = runs::list_runs(place.layout())?;
+    left.retain(|run| run.complete && !run.indexed);
+    if !left.is_empty() {
+        place.index()?;
+        for run in left {
+            runs::mark_indexed(place.layout(), &run.card.run)?;
+        }
+    }
+    Ok(())
+}
+
 struct Enqueue<'a> {
     args: &'a EnqueueArgs,
     options: IntakeOptions,
@@ -168,6 +181,7 @@ impl Enqueue<'_> {
         // Also where there is nothing to do: what dead workers left behind is swept.
         place.begin(&request, &known, self.device)?;
         if planned.todo() == 0 && published.is_empty() {
+            index_what_was_left(&place)?;
             return Ok(summary.ended(begin.elapsed()));
         }
         if let Earlier::Complete(run) = &earlier {
