@@ -54,7 +54,7 @@ fn poison_is_set_aside_with_its_reason_and_good_jobs_are_done() {
         ("was not announced", changed(&|job| job["save_path"] = json!(elsewhere.path()))),
         ("was not announced", changed(&|job| job["run"] = json!("../../../../etc"))),
         ("cannot name a model", changed(&|job| job["model"]["name"] = json!("../up"))),
-        ("enqueue again", changed(&|job| job["shape"]["n_heads"] = json!(3))),
+        ("layers of 77 heads", changed(&|job| job["shape"]["n_heads"] = json!(77))),
         ("are both", changed(&|job| job["prompts"][1] = job["prompts"][0].clone())),
         ("has no tokens", changed(&|job| job["prompts"][0]["ids"] = json!([]))),
         ("holds no prompts", changed(&|job| job["prompts"] = json!([]))),
