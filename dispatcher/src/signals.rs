@@ -11,14 +11,17 @@ pub async fn watch(stop: CancellationToken) {
     else {
         return;
     };
+    // Not whether an end was asked for: time may have been up, and the first signal is the first all the same.
+    let mut asked = false;
     loop {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        if stop.is_cancelled() {
+        if asked {
             std::process::exit(Exit::Interrupted as i32);
         }
+        asked = true;
         stop.cancel();
         tracing::warn!("stopping once what is under way is on record; a second signal stops now");
     }

@@ -1,7 +1,7 @@
 //! What breaks, and what must hold all the same: every prompt once, whole, equal to the single process; and with the
 //! dead letters exactly what belongs there.
 //!
-//! `LENSPOOL_LONG=1 tests/run faults` kills at least 200 workers instead of a dozen.
+//! `LENSPOOL_LONG=1 tests/run killed` kills at least 200 workers instead of a dozen.
 
 use std::{
     fs,

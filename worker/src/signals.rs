@@ -15,15 +15,18 @@ pub async fn watch(shutdown: Shutdown) {
         tracing::warn!("signals cannot be watched here: a kill stops the run at once, which is safe");
         return;
     };
+    // Not whether an end was asked for: time may have been up, and the first signal is the first all the same.
+    let mut asked = false;
     loop {
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        if shutdown.stop.is_cancelled() {
+        if asked {
             // Destructors would wait for threads in the middle of their work.
             std::process::exit(Exit::Interrupted as i32);
         }
+        asked = true;
         shutdown.stop.cancel();
         tracing::warn!("stopping once what is in hand is finished; a second signal stops now");
     }

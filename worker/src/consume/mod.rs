@@ -28,7 +28,7 @@ use report::Report;
 use crate::{
     data_directory::DataDirectory,
     run::pipeline_of,
-    serve::{self, End, Event, Models, ServeError, Shutdown},
+    serve::{self, End, Event, JobEnd, Models, ServeError, Shutdown},
     signals,
 };
 
@@ -125,7 +125,10 @@ async fn serve_broker(
     let pipeline = pipeline_of(&options.compute, usize::from(options.consume.prefetch), options.batch_bytes);
     let finisher = Finisher::start();
     let observe = |event: &Event| {
-        if let Event::JobSettled { job, .. } = event {
+        // A refused job's save path is anybody's word.
+        if let Event::JobSettled { job, how, .. } = event
+            && *how != JobEnd::Refused
+        {
             finisher.worked_for(job);
         }
         report.take(event);

@@ -77,7 +77,7 @@ impl Report {
             }
             Event::JobSettled { job, failures, how, .. } => {
                 let count = match how {
-                    JobEnd::Over => &mut self.summary.jobs,
+                    JobEnd::Over | JobEnd::Refused => &mut self.summary.jobs,
                     JobEnd::HandedBack => &mut self.summary.handed_back,
                     JobEnd::Lost => &mut self.summary.lost,
                     JobEnd::Cancelled => &mut self.summary.cancelled,

@@ -123,7 +123,8 @@ impl<M: Models> ModelThread<M> {
             catch_unwind(AssertUnwindSafe(|| self.models.open(&pin, &layers))).unwrap_or_else(|panic| {
                 Err(OpenError {
                     kind: FailureKind::Bug,
-                    scope: Scope::Worker,
+                    // Given back, the job would take one worker after the other with it.
+                    scope: Scope::Job,
                     reason: format!("opening {} panicked: {}", pin.source, panic_text(&*panic)),
                 })
             })?;
@@ -154,13 +155,29 @@ impl<M: Models> ModelThread<M> {
                         self.end(work.serial, PromptEnd::Failed(explain(&work.job, index, &error)));
                     }
                 }
+                EngineError::Bug(_) if open.len() > 1 => {
+                    // One of them does it; the others are worth a fresh engine.
+                    match self.open(&work.job) {
+                        Ok(fresh) => *model = fresh.model,
+                        Err(_) => {
+                            for index in open.into_iter().chain(parts.into_iter().flatten()) {
+                                self.end(work.serial, PromptEnd::Failed(explain(&work.job, index, &error)));
+                            }
+                            return After::Reopen;
+                        }
+                    }
+                    let (front, back) = open.split_at(open.len() / 2);
+                    parts.extend([back.to_vec(), front.to_vec()]);
+                }
                 EngineError::Device(_) | EngineError::Bug(_) => {
                     for index in open {
                         self.end(work.serial, PromptEnd::Failed(explain(&work.job, index, &error)));
                     }
-                    // Nobody knows what state the device is in: the rest of the job is for a fresh engine.
-                    for part in parts {
-                        self.end_part(work, &part, &PromptEnd::Unfinished);
+                    // Nobody knows what state the device is in: the rest of the job is for a fresh engine. Later,
+                    // and counted: given back, it would come again at once and fail at the same place.
+                    let rest = EngineError::Device(format!("it failed earlier in the same job: {error}"));
+                    for &index in parts.iter().flatten() {
+                        self.end(work.serial, PromptEnd::Failed(explain(&work.job, index, &rest)));
                     }
                     return After::Reopen;
                 }

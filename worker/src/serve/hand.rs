@@ -6,6 +6,8 @@ use std::{collections::HashMap, time::Instant};
 use common::job::{Failure, Outcome};
 use common::queue::Settlement;
 
+use super::JobEnd;
+
 /// Numbers this worker's deliveries in the order they came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Serial(pub u64);
@@ -49,8 +51,8 @@ pub struct Finished<T> {
     pub settlement: Settlement,
     /// What became of the prompts.
     pub outcome: Outcome,
-    /// Whether nobody wanted it any more.
-    pub cancelled: bool,
+    /// How it ended, as far as this worker decides.
+    pub how: JobEnd,
 }
 
 impl<T> Default for Hands<T> {
@@ -107,7 +109,12 @@ impl<T> Hands<T> {
         } else {
             Settlement::Failed(hand.outcome.failures.clone())
         };
-        Some(Finished { tag: hand.tag, settlement, outcome: hand.outcome, cancelled: hand.cancelled })
+        let how = match settlement {
+            Settlement::HandBack => JobEnd::HandedBack,
+            _ if hand.cancelled => JobEnd::Cancelled,
+            _ => JobEnd::Over,
+        };
+        Some(Finished { tag: hand.tag, settlement, outcome: hand.outcome, how })
     }
 
     /// Ends a delivery that nobody wants any more.

@@ -21,8 +21,8 @@ use std::{
 };
 
 use common::{
-    job::{Failure, Job, ModelPin, Outcome},
-    queue::{Consume, Delivery, Settled, Settlement},
+    job::{Failure, FailureKind, Job, ModelPin, Outcome},
+    queue::{Consume, Delivery, Settled},
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -119,6 +119,8 @@ pub enum JobEnd {
     Lost,
     /// Nobody wants it any more.
     Cancelled,
+    /// It must not be run here: nothing was read or written for it.
+    Refused,
 }
 
 /// What one committed prompt cost.
@@ -334,7 +336,10 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
                 return self.settle(serial, finished).await;
             }
             Look::Refused(CommitError { kind, reason }) => {
-                let finished = self.hands.refuse(serial, Failure { hash: None, kind, reason });
+                let mut finished = self.hands.refuse(serial, Failure { hash: None, kind, reason });
+                if let Some(finished) = &mut finished {
+                    finished.how = JobEnd::Refused;
+                }
                 return self.settle(serial, finished).await;
             }
         };
@@ -349,11 +354,13 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
         let hold = match hold {
             Ok(hold) => hold,
             Err(CommitError { kind, reason }) => {
-                for &index in &todo {
+                for (at, &index) in todo.iter().enumerate() {
                     let failure =
                         Failure { hash: Some(job.prompts[index].hash.clone()), kind, reason: reason.clone() };
                     let end = PromptEnd::Failed(failure);
-                    self.hear(Note::Ended { serial, end, written: None, storage: true }).await?;
+                    // One failure of the storage, however many prompts it costs.
+                    let storage = at == 0;
+                    self.hear(Note::Ended { serial, end, written: None, storage }).await?;
                 }
                 return Ok(());
             }
@@ -388,7 +395,8 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
             }
             Note::Ended { serial, end, written, storage } => {
                 match (&end, storage) {
-                    (PromptEnd::Failed(failure), true) => {
+                    // What is refused for good concerns one directory, not the storage.
+                    (PromptEnd::Failed(failure), true) if failure.kind == FailureKind::Retryable => {
                         self.storage_failures += 1;
                         if self.storage_failures >= STORAGE_PATIENCE {
                             let last = failure.reason.clone();
@@ -442,12 +450,7 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
     }
 
     async fn settle(&mut self, serial: Serial, finished: Option<Finished<Q::Tag>>) -> Result<(), ServeError> {
-        let Some(Finished { tag, settlement, outcome, cancelled }) = finished else { return Ok(()) };
-        let mut how = match settlement {
-            Settlement::HandBack => JobEnd::HandedBack,
-            _ if cancelled => JobEnd::Cancelled,
-            _ => JobEnd::Over,
-        };
+        let Some(Finished { tag, settlement, outcome, mut how }) = finished else { return Ok(()) };
         let Outcome { done, failures, .. } = outcome.clone();
         let job = self.jobs.remove(&serial).map(|(job, hold)| {
             // What was announced has ended; the store is told before the queue forgets the job.

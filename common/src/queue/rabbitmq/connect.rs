@@ -133,8 +133,14 @@ impl Broker {
 }
 
 fn node(url: BrokerUrl, user: Option<&str>, password: Option<&Secret>) -> Result<Node, BrokerError> {
-    let mut uri: AMQPUri =
-        url.reveal().trim().parse().map_err(|reason| BrokerError::Address { url: url.clone(), reason })?;
+    let text = url.reveal().trim();
+    // The parser's words would repeat the address, and with it a password.
+    let unreadable =
+        || BrokerError::Address { url: url.clone(), reason: "it cannot be read as one".to_owned() };
+    if !text.contains("://") {
+        return Err(unreadable());
+    }
+    let mut uri: AMQPUri = text.parse().map_err(|_: String| unreadable())?;
     if uri.authority.host.is_empty() {
         return Err(BrokerError::Address { url, reason: "it names no host".to_owned() });
     }
@@ -205,6 +211,8 @@ mod tests {
             ("", "is no broker address"),
             ("localhost:5672", "is no broker address"),
             ("http://me:sesame@host", "is no broker address"),
+            ("me:sesame@host", "is no broker address"),
+            ("amqp:me:sesame@host", "is no broker address"),
         ] {
             let error = Broker::new(&settings(url)).unwrap_err().to_string();
             assert!(error.contains(said) && !error.contains("sesame"), "{url:?}: {error}");

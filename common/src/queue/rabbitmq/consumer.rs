@@ -45,6 +45,8 @@ use crate::{
 const FAILED_PATIENCE: Duration = Duration::from_secs(30);
 /// How often an idle consumer looks at its queues, unless it is to leave sooner.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long a broker may take to end its deliveries.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(10);
 /// The wait before a lost link is opened again, so that a fault that stays does not spin.
 const FAULT_WAIT: Duration = Duration::from_millis(300);
 /// How often the namespace is searched for new models.
@@ -87,6 +89,9 @@ pub struct Tag {
     body: Vec<u8>,
 }
 
+/// What the task gives: a delivery, or the end of all; or an error that ends everything.
+type Given = Result<Option<Delivery<Tag>>, BrokerError>;
+
 enum Command {
     Settle { tag: Box<Tag>, settlement: Settlement, reply: oneshot::Sender<Settled> },
     Stop { reply: oneshot::Sender<()> },
@@ -95,7 +100,7 @@ enum Command {
 /// Takes jobs from RabbitMQ.
 #[derive(Debug)]
 pub struct Consumer {
-    deliveries: mpsc::UnboundedReceiver<Result<Delivery<Tag>, BrokerError>>,
+    deliveries: mpsc::UnboundedReceiver<Given>,
     commands: mpsc::UnboundedSender<Command>,
     link: Arc<AtomicU64>,
     task: JoinHandle<()>,
@@ -139,7 +144,12 @@ impl Consume for Consumer {
 
     async fn next(&mut self) -> Result<Option<Delivery<Tag>>, BrokerError> {
         loop {
-            match self.deliveries.recv().await.transpose()? {
+            let given = self.deliveries.recv().await.unwrap_or_else(|| {
+                // A panic must not look like an empty queue.
+                let (what, reason) = ("take jobs".to_owned(), "the task that does so is gone".to_owned());
+                Err(BrokerError::Lost { what, reason })
+            });
+            match given? {
                 // Its link broke while it waited here: it comes again.
                 Some(delivery) if delivery.tag.link != self.link.load(Ordering::Acquire) => {
                     self.settle(delivery.tag, Settlement::HandBack).await?;
@@ -163,7 +173,7 @@ impl Consume for Consumer {
         let _ = stopped.await;
         self.deliveries.close();
         while let Ok(delivery) = self.deliveries.try_recv() {
-            if let Ok(delivery) = delivery {
+            if let Ok(Some(delivery)) = delivery {
                 let _ = self.settle(delivery.tag, Settlement::HandBack).await;
             }
         }
@@ -186,7 +196,7 @@ struct Task {
     serial: Arc<AtomicU64>,
     taking: Option<Taking>,
     failed: Publisher,
-    give: mpsc::UnboundedSender<Result<Delivery<Tag>, BrokerError>>,
+    give: mpsc::UnboundedSender<Given>,
     in_hand: usize,
     idle_since: Instant,
     /// The models known, in the order they are visited.
@@ -254,9 +264,7 @@ impl Task {
                     Ok(true) => {
                         self.stopping = true;
                         self.leave_queue().await;
-                        // The end of the deliveries.
-                        let (closed, _) = mpsc::unbounded_channel();
-                        self.give = closed;
+                        let _ = self.give.send(Ok(None));
                     }
                     Ok(false) => {}
                     Err(error) => self.lose(&error.to_string()),
@@ -371,12 +379,17 @@ impl Task {
     async fn leave_queue(&mut self) {
         let Some(Taking { mut consumer, .. }) = self.taking.take() else { return };
         let Some(link) = &self.link else { return };
-        let cancel = link.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
-        if cancel.is_ok() {
-            // The broker's answer comes after the last delivery, and ends the stream.
-            while let Some(Ok(delivery)) = consumer.next().await {
-                let _ = delivery.acker.nack(requeue()).await;
+        let leave = async {
+            if link.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await.is_ok() {
+                // The broker's answer comes after the last delivery, and ends the stream.
+                while let Some(Ok(delivery)) = consumer.next().await {
+                    let _ = delivery.acker.nack(requeue()).await;
+                }
             }
+        };
+        if tokio::time::timeout(LEAVE_PATIENCE, leave).await.is_err() {
+            // What it had sent goes back with the connection.
+            self.lose("the broker does not answer");
         }
     }
 
@@ -406,7 +419,7 @@ impl Task {
                 self.in_hand += 1;
                 let attempts = tag.envelope.attempts;
                 // A handle that has gone settles nothing: closing the link gives the job back.
-                let _ = self.give.send(Ok(Delivery { job, attempts, tag }));
+                let _ = self.give.send(Ok(Some(Delivery { job, attempts, tag })));
             }
             Err(failure) => {
                 tracing::warn!(
@@ -525,8 +538,9 @@ fn after_failures(broker: &Broker, tag: &Tag, failures: Vec<Failure>) -> Vec<Mes
             history: tag.envelope.history.clone(),
             ..Envelope::of(&part)
         };
-        // A part of what was a message is smaller than it.
-        if let (Ok(body), Some(failure)) = (job_message::body(&part), failures.first()) {
+        if let Some(failure) = failures.first() {
+            // A part is smaller than the whole, unless a stranger wrote the whole: then it goes as it came.
+            let body = job_message::body(&part).unwrap_or_else(|_| tag.body.clone());
             send(&envelope, body, failure);
         }
     };

@@ -183,8 +183,13 @@ pub(super) fn during(what: impl Into<String>, error: &lapin::Error) -> BrokerErr
     if let ErrorKind::ProtocolError(amqp) = error.kind() {
         let reason = amqp.get_message().to_string();
         match amqp.kind() {
-            AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) => {
+            AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) if what.starts_with("declare the ") => {
+                let what = what.trim_start_matches("declare ").to_owned();
                 return BrokerError::Arguments { what, reason };
+            }
+            // As where a message is larger than this broker takes.
+            AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED) if what.starts_with("publish ") => {
+                return BrokerError::NotTaken { what, reason };
             }
             AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED) => {
                 let advice = if reason.contains("configure") || what.starts_with("declare") {

@@ -17,6 +17,8 @@ use crate::job::{Failure, FailureKind, JOB_VERSION, Job};
 pub const MESSAGE_BYTES: usize = 1 << 20;
 /// Bytes over which no message is sent. A broker takes 16 MiB from 4.0 on; half of it leaves room for headers.
 pub const MESSAGE_LIMIT: usize = 8 << 20;
+/// More layers, or heads of a layer, than any model has: what a message says is not believed beyond it.
+const MOST_LAYERS_OR_HEADS: usize = 4096;
 /// Failures a message carries along; the first and the last ones are kept.
 const HISTORY_KEPT: usize = 10;
 /// Bytes of a reason that a header carries.
@@ -249,8 +251,12 @@ fn check(job: &Job) -> Result<(), String> {
     if job.prompts.is_empty() {
         return Err("the job holds no prompts".to_owned());
     }
-    if job.shape.n_layers == 0 || job.shape.n_heads == 0 {
-        return Err("the job's model has no layers or no heads".to_owned());
+    let possible = 1..=MOST_LAYERS_OR_HEADS;
+    if !possible.contains(&job.shape.n_layers) || !possible.contains(&job.shape.n_heads) {
+        return Err(format!(
+            "a model of {} layers of {} heads cannot be: no layers, no heads or far too many",
+            job.shape.n_layers, job.shape.n_heads
+        ));
     }
     if job.capture.layers.indices(job.shape.n_layers).is_empty() {
         return Err(format!("the job wants none of the {} layers of its model", job.shape.n_layers));
@@ -344,6 +350,7 @@ mod tests {
             (text[..text.len() - 20].to_owned(), "no job of"),
             (text.replacen("/data", "data", 1), "is not absolute"),
             (text.replacen("\"n_layers\":2", "\"n_layers\":0", 1), "no layers"),
+            (text.replacen("\"n_layers\":2", "\"n_layers\":1000000000000000000", 1), "far too many"),
             (text.replacen("[1,2]", "[]", 1), "no tokens"),
             (text.replacen(PromptHash::of("b").as_str(), PromptHash::of("a").as_str(), 1), "are both"),
             (text.replacen(PromptHash::of("b").as_str(), "../../../../etc/passwd", 1), "no job of version 1"),

@@ -267,9 +267,10 @@ impl Publisher {
                 self.send_unsent().await
             }
             Ok(answer) => {
-                taken(answer, &front.message)?;
                 let InFlight { message, .. } = self.window.pop_front().expect("looked at above");
                 self.bytes -= message.body.len();
+                // What comes back is no longer under way: those behind it still are.
+                taken(answer, &message)?;
                 let id = message.properties.message_id().as_ref().map(ToString::to_string);
                 self.confirmed.push(Confirmed { id: id.unwrap_or_default(), bytes: message.body.len() });
                 Ok(())

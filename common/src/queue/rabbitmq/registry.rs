@@ -24,6 +24,8 @@ use crate::job::{ModelPin, RunId};
 /// How long nothing may come before the stream counts as read. A stream has no end, and the count it gives of
 /// itself lags by seconds.
 const SILENCE: Duration = Duration::from_millis(500);
+/// How long the first entry of a stream that is known to hold some may take.
+const FIRST: Duration = Duration::from_secs(10);
 /// Entries under way at once.
 const AHEAD: u16 = 500;
 
@@ -74,12 +76,12 @@ impl Observer {
 pub(super) async fn read(link: &Link, names: &Names) -> Result<Vec<RunEntry>, BrokerError> {
     let stream = names.runs();
     let channel = link.side_channel().await?;
-    match topology::passive(&channel, &stream).await {
-        Ok(_) => {}
+    let entered = match topology::passive(&channel, &stream).await {
+        Ok(declared) => declared.message_count() > 0,
         // Nobody has enqueued anything yet.
         Err(BrokerError::Missing { .. }) => return Ok(Vec::new()),
         Err(error) => return Err(error),
-    }
+    };
     let failed = |error: &lapin::Error| during(format!("read the stream {stream}"), error);
     channel.basic_qos(AHEAD, BasicQosOptions::default()).await.map_err(|error| failed(&error))?;
     let mut from = FieldTable::default();
@@ -88,7 +90,13 @@ pub(super) async fn read(link: &Link, names: &Names) -> Result<Vec<RunEntry>, Br
     let consumer = channel.basic_consume(stream.as_str().into(), "".into(), options, from).await;
     let mut consumer = consumer.map_err(|error| failed(&error))?;
     let mut entries: Vec<RunEntry> = Vec::new();
-    while let Ok(Some(delivery)) = tokio::time::timeout(SILENCE, consumer.next()).await {
+    let mut patience = if entered { FIRST } else { SILENCE };
+    while let Ok(delivery) = tokio::time::timeout(patience, consumer.next()).await {
+        let Some(delivery) = delivery else {
+            let (what, reason) = (format!("read the stream {stream}"), "the broker ended it".to_owned());
+            return Err(BrokerError::Lost { what, reason });
+        };
+        patience = SILENCE;
         let delivery = delivery.map_err(|error| failed(&error))?;
         if let Ok(entry) = serde_json::from_slice::<RunEntry>(&delivery.data) {
             entries.retain(|known| known.run != entry.run || known.model.name != entry.model.name);
