@@ -9,6 +9,7 @@ use common::{
     store::{IndexReport, JournalReader, ModelLayout, Progress, Store, Unlisted, runs},
     talk::say,
 };
+use jiff::Timestamp;
 use tokio::runtime::Runtime;
 
 use crate::{
@@ -54,12 +55,12 @@ pub fn run(args: &IndexArgs, settings: &Settings, runtime: &Runtime) -> Result<E
 /// Adds what one run committed, and notes where that is all of it.
 fn index_run(layout: &ModelLayout, run: &RunId) -> Result<String, Error> {
     // Asked before the index is built: what is over then is in it.
-    let over = is_over(layout, run)?;
+    let (over, as_of) = (is_over(layout, run)?, Timestamp::now());
     let store = Store::new(layout.save().root(), &RunId::fresh());
     let report = store.index_run(layout, Some(run))?;
     store.update_models()?;
     if over {
-        runs::mark_indexed(layout, run)?;
+        runs::mark_indexed(layout, run, as_of)?;
     }
     let rest = if over { "" } else { "; the run is not over: index again when it is" };
     Ok(format!("{} ({run}): {}{rest}", layout.name(), told(&report, layout)))
@@ -74,6 +75,7 @@ fn index_directory(path: &Path, wanted: &Wanted) -> Result<Vec<String>, Error> {
             continue;
         }
         let mut over = Vec::new();
+        let as_of = Timestamp::now();
         for record in runs::list_runs(&layout)? {
             if !record.indexed && is_over(&layout, &record.card.run)? {
                 over.push(record.card.run);
@@ -81,7 +83,7 @@ fn index_directory(path: &Path, wanted: &Wanted) -> Result<Vec<String>, Error> {
         }
         let report = store.index_prompts(&layout)?;
         for run in &over {
-            runs::mark_indexed(&layout, run)?;
+            runs::mark_indexed(&layout, run, as_of)?;
         }
         lines.push(format!("{}: {}", layout.name(), told(&report, &layout)));
     }
@@ -95,7 +97,7 @@ fn index_directory(path: &Path, wanted: &Wanted) -> Result<Vec<String>, Error> {
 }
 
 /// Whether every prompt that was published is committed, or has failed.
-fn is_over(layout: &ModelLayout, run: &RunId) -> Result<bool, Error> {
+pub(crate) fn is_over(layout: &ModelLayout, run: &RunId) -> Result<bool, Error> {
     let Some(record) = runs::read_run(layout, run)? else { return Ok(false) };
     let mut progress = Progress::default();
     JournalReader::new(layout, Some(run)).poll(|_, line| progress.take(line))?;

@@ -264,24 +264,26 @@ fn read_file(model: &ModelLayout, path: &Path) -> Result<Option<RunRecord>, Stor
     })?;
     if let Some(record) = &mut record {
         record.cancelled = exists(&model.run_cancelled(&record.card.run))?;
-        record.indexed = exists(&model.run_indexed(&record.card.run))?;
+        record.indexed = indexed_at(model, &record.card.run)?.is_some();
     }
     Ok(record)
 }
 
-/// Whether `run` was announced for `model` here: its ledger's first line says so.
-pub fn is_announced(model: &ModelLayout, run: &RunId) -> Result<bool, StoreError> {
+/// What was announced for `model` in `run`: its ledger's first line. None where nothing was.
+pub fn card(model: &ModelLayout, run: &RunId) -> Result<Option<RunCard>, StoreError> {
     let path = model.run(run);
     let mut line = Vec::new();
     match File::open(&path) {
         Ok(file) => BufReader::new(file).read_until(b'\n', &mut line).on(Op::Read, &path)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).on(Op::Read, &path),
     };
-    let card = serde_json::from_slice(&line);
-    Ok(
-        matches!(card, Ok(Line::Announced(card)) if card.run == *run && card.model.name == model.name().as_str()),
-    )
+    Ok(match serde_json::from_slice(&line) {
+        Ok(Line::Announced(card)) if card.run == *run && card.model.name == model.name().as_str() => {
+            Some(*card)
+        }
+        _ => None,
+    })
 }
 
 /// Calls a run off. Workers drop its jobs as they meet them; what is committed stays.
@@ -294,9 +296,23 @@ pub fn is_cancelled(model: &ModelLayout, run: &RunId) -> Result<bool, StoreError
     exists(&model.run_cancelled(run))
 }
 
-/// Notes that a run's index holds all it computed.
-pub fn mark_indexed(model: &ModelLayout, run: &RunId) -> Result<(), StoreError> {
-    mark(&model.run_indexed(run))
+/// Notes that a run's index holds all that it had computed at `as_of`.
+pub fn mark_indexed(model: &ModelLayout, run: &RunId, as_of: Timestamp) -> Result<(), StoreError> {
+    let path = model.run_indexed(run);
+    let mut file = File::create(&path).on(Op::Create, &path)?;
+    file.write_all(as_of.to_string().as_bytes()).on(Op::Write, &path)?;
+    file.sync_all().on(Op::Sync, &path)?;
+    durable::sync_dir(&model.runs())
+}
+
+/// As of when a run is indexed; none where it is not, or where the note is torn.
+pub fn indexed_at(model: &ModelLayout, run: &RunId) -> Result<Option<Timestamp>, StoreError> {
+    let path = model.run_indexed(run);
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(text.trim().parse().ok()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).on(Op::Read, &path),
+    }
 }
 
 fn mark(path: &Path) -> Result<(), StoreError> {
@@ -351,9 +367,9 @@ mod tests {
         let card = card("20261123T101112-node-7");
         let [a, b, c] = ["a", "b", "c"].map(PromptHash::of);
         assert_eq!(read_run(&model, &card.run).unwrap(), None);
-        assert!(!is_announced(&model, &card.run).unwrap());
+        assert_eq!(super::card(&model, &card.run).unwrap(), None);
         let mut ledger = RunLedger::announce(&model, &card).unwrap();
-        assert!(is_announced(&model, &card.run).unwrap());
+        assert_eq!(super::card(&model, &card.run).unwrap().as_ref(), Some(&card));
         assert!(RunLedger::announce(&model, &card).is_err(), "a run is announced once");
         ledger.published(&job("1"), vec![a.clone(), b.clone()]).unwrap();
         assert_eq!(read_run(&model, &card.run).unwrap().unwrap().is_being_published(), Some(true));
@@ -383,7 +399,7 @@ mod tests {
         drop(RunLedger::announce(&model, &card).unwrap());
         for _ in 0..2 {
             cancel_run(&model, &card.run).unwrap();
-            mark_indexed(&model, &card.run).unwrap();
+            mark_indexed(&model, &card.run, Timestamp::UNIX_EPOCH).unwrap();
         }
         let record = read_run(&model, &card.run).unwrap().unwrap();
         assert!(record.cancelled && record.indexed && is_cancelled(&model, &card.run).unwrap());
@@ -396,7 +412,7 @@ mod tests {
         for bad in ["../../../etc/passwd", "/etc/passwd", "", "..", &"x".repeat(300)] {
             let run = RunId(bad.to_owned());
             assert_eq!(model.run(&run).parent(), Some(model.runs().as_path()), "{bad:?}");
-            assert!(!is_announced(&model, &run).unwrap());
+            assert_eq!(super::card(&model, &run).unwrap(), None);
         }
     }
 }

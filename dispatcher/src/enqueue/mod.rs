@@ -24,13 +24,14 @@ use common::{
     store::runs,
     talk::{View, peak_memory, say},
 };
+use jiff::Timestamp;
 use publish::Publishing;
 use request::Earlier;
 use summary::{EnqueueSummary, ModelSummary};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, cli::EnqueueArgs, signals};
+use crate::{Error, cli::EnqueueArgs, index, signals};
 
 /// Bytes of a message besides its prompts, at most.
 const FRAME_BYTES: usize = 8 << 10;
@@ -82,13 +83,18 @@ pub fn run(args: &EnqueueArgs, settings: &Settings, runtime: &Runtime) -> Result
 
 /// Builds the index of runs that are done and whose last worker died before it could.
 fn index_what_was_left(place: &Place) -> Result<(), Error> {
-    let mut left = runs::list_runs(place.layout())?;
-    left.retain(|run| run.complete && !run.indexed);
+    let mut left = Vec::new();
+    let as_of = Timestamp::now();
+    for record in runs::list_runs(place.layout())? {
+        if record.complete && !record.indexed && index::is_over(place.layout(), &record.card.run)? {
+            left.push(record.card.run);
+        }
+    }
     if !left.is_empty() {
         place.index()?;
-        for run in left {
-            runs::mark_indexed(place.layout(), &run.card.run)?;
-        }
+    }
+    for run in left {
+        runs::mark_indexed(place.layout(), &run, as_of)?;
     }
     Ok(())
 }
@@ -205,6 +211,8 @@ impl Enqueue<'_> {
         let resumed = matches!(earlier, Earlier::Interrupted(_));
         let ledger = publishing.announce(&request, &known, &planned, &digest, resumed)?;
         self.runtime.block_on(publishing.publish(&planned, ledger, &mut summary))?;
+        // Workers may have been done before they could know that this was all.
+        index_what_was_left(&place)?;
         Ok(summary.ended(begin.elapsed()))
     }
 }

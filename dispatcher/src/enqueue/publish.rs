@@ -17,6 +17,7 @@ use common::{
     },
     talk::View,
 };
+use indicatif::ProgressBar;
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 
@@ -91,7 +92,7 @@ impl Publishing<'_> {
 
     /// Publishes every batch. Stopped or failed, everything confirmed by then is on record.
     pub(super) async fn publish(
-        self,
+        mut self,
         planned: &Planned,
         mut ledger: Ledger,
         summary: &mut ModelSummary,
@@ -110,14 +111,35 @@ impl Publishing<'_> {
         // The entry is no job.
         self.publisher.take_confirmed();
         let bar = summary::bar(self.view, &card.model.name, "publishing", planned.todo());
+        let published = self.batches(planned, &mut ledger, summary, &bar).await;
+        // However that ended, what the broker has is on record.
+        let flushed = if published.is_ok() { self.publisher.flush().await } else { Ok(()) };
+        ledger.note(self.publisher.take_confirmed(), summary)?;
+        summary.jobs = ledger.record.jobs();
+        bar.finish_and_clear();
+        let whole = published?;
+        flushed?;
+        if whole {
+            ledger.record.complete()?;
+        }
+        Ok(())
+    }
+
+    /// Publishes batch by batch; false where it was stopped before the last.
+    async fn batches(
+        &mut self,
+        planned: &Planned,
+        ledger: &mut Ledger,
+        summary: &mut ModelSummary,
+        bar: &ProgressBar,
+    ) -> Result<bool, Error> {
         for (at, batch) in planned.batches().iter().enumerate() {
             if self.stop.is_cancelled() {
-                break;
+                return Ok(false);
             }
             if at % LOOK_EVERY == 0 && runs::is_cancelled(self.layout, &ledger.card.run)? {
                 tracing::warn!("run {} was called off: publishing no more of it", ledger.card.run);
-                self.stop.cancel();
-                break;
+                return Ok(false);
             }
             let job = planned.job(batch)?;
             let hashes: Vec<_> = job.prompts.iter().map(|prompt| prompt.hash.clone()).collect();
@@ -134,22 +156,11 @@ impl Publishing<'_> {
                     };
                     hashes.into_iter().for_each(|hash| summary.fail(failure(hash)));
                 }
-                Err(error) => {
-                    ledger.note(self.publisher.take_confirmed(), summary)?;
-                    return Err(error.into());
-                }
+                Err(error) => return Err(error.into()),
             }
             ledger.note(self.publisher.take_confirmed(), summary)?;
             bar.set_position(summary.published as u64);
         }
-        let flushed = self.publisher.flush().await;
-        ledger.note(self.publisher.take_confirmed(), summary)?;
-        summary.jobs = ledger.record.jobs();
-        bar.finish_and_clear();
-        flushed?;
-        if !self.stop.is_cancelled() {
-            ledger.record.complete()?;
-        }
-        Ok(())
+        Ok(true)
     }
 }

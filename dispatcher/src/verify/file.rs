@@ -149,10 +149,13 @@ impl<R: Read> Read for Summed<R> {
     }
 }
 
+/// What is said of a file the system does not give: it may be whole.
+pub const CANNOT_READ: &str = "it cannot be read: ";
+
 fn unreadable(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "it is missing".to_owned(),
-        _ => format!("it cannot be read: {error}"),
+        _ => format!("{CANNOT_READ}{error}"),
     }
 }
 

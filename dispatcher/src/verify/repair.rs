@@ -38,6 +38,7 @@ use tokio::runtime::Runtime;
 
 use super::{
     Task,
+    file::CANNOT_READ,
     prompt::{Broken, prompt_of, read_record},
 };
 use crate::{Error, table::counted};
@@ -83,7 +84,12 @@ pub fn repair(
     let mut repaired = Repaired::default();
     for task in tasks {
         let mut layouts: BTreeMap<u8, (ArrayLayout, BTreeSet<PromptHash>)> = BTreeMap::new();
-        let ours = broken.iter().filter(|broken| task.holds(&broken.path));
+        // What only this machine cannot read now may be whole.
+        let (ours, unread): (Vec<_>, Vec<_>) = broken
+            .iter()
+            .filter(|broken| task.holds(&broken.path))
+            .partition(|broken| !broken.what.contains(CANNOT_READ));
+        repaired.left += unread.len();
         for Broken { hash, layout, .. } in ours {
             layouts.entry(*layout as u8).or_insert((*layout, BTreeSet::new())).1.insert(hash.clone());
         }
@@ -200,6 +206,11 @@ impl Plan {
     /// Removes and publishes, job by job.
     fn carry_out(&self, broker: &Broker, publisher: &mut Publisher, runtime: &Runtime) -> Result<(), Error> {
         let copy = self.keep_copy()?;
+        tracing::warn!(
+            "until its repair is published, every prompt it is about is in {}: should this be stopped, `dispatcher \
+             enqueue --prompts` with that file goes on",
+            copy.display()
+        );
         let published = self.publish(broker, publisher, runtime);
         if published.is_err() {
             tracing::error!(

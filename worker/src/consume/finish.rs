@@ -1,19 +1,18 @@
 //! Building a run's index once its last prompt is committed, by whoever sees that.
 //!
-//! A worker looks when a run it worked for has been quiet for a moment: it counts what the journals say is over, a
-//! read of what is new in them. Where that may be all of the run, it adds the committed prompts to prompts.jsonl and
+//! A worker looks when a run it worked for has been quiet for a moment: it counts the jobs the journals say are over, a
+//! read of what is new in them. Where that is all of the run, it adds the committed prompts to prompts.jsonl and
 //! leaves a mark, so that the other workers, who see the same, need not. A prompt that came after the mark, from a
 //! late retry, is indexed by the worker that committed it.
 
 use std::{
-    collections::HashMap,
-    fs,
+    collections::{HashMap, HashSet},
     path::PathBuf,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use common::{
-    job::{Job, RunId},
+    job::{Job, JobId, RunId},
     model::reference::ModelName,
     store::{
         Event, JournalReader, Store, StoreError,
@@ -21,6 +20,7 @@ use common::{
         runs,
     },
 };
+use jiff::Timestamp;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 /// How long a run must be quiet before it is looked at.
@@ -70,7 +70,8 @@ async fn watch(mut heard: mpsc::UnboundedReceiver<Key>) {
             key = heard.recv() => match key {
                 Some(key) => {
                     let run = runs.entry(key).or_insert_with_key(Watched::new);
-                    run.worked = SystemTime::now();
+                    run.worked = Timestamp::now();
+                    run.indexed = false;
                     run.due = Some(Instant::now() + QUIET);
                 }
                 None => break,
@@ -80,7 +81,7 @@ async fn watch(mut heard: mpsc::UnboundedReceiver<Key>) {
             }
         }
     }
-    off_thread(runs, |run| run.due.is_some()).await;
+    off_thread(runs, |run| !run.indexed).await;
 }
 
 /// Looks at those runs that `due` picks, on a thread that may block.
@@ -105,44 +106,45 @@ async fn off_thread(mut runs: HashMap<Key, Watched>, due: fn(&Watched) -> bool) 
 struct Watched {
     model: ModelLayout,
     reader: JournalReader,
-    /// Prompts the journals say are over; those that were done twice count twice.
-    over: usize,
+    /// Jobs the journals say are over.
+    over: HashSet<JobId>,
     /// When this worker last did something for it.
-    worked: SystemTime,
+    worked: Timestamp,
     /// When to look; none where nothing happened since the last look.
     due: Option<Instant>,
+    /// Whether all this worker did is known to be in the index.
+    indexed: bool,
 }
 
 impl Watched {
     fn new(key: &Key) -> Watched {
         let model = SaveLayout::new(&key.save_path).model(&key.model);
         let reader = JournalReader::new(&model, Some(&key.run));
-        Watched { model, reader, over: 0, worked: SystemTime::now(), due: None }
+        Watched { model, reader, over: HashSet::new(), worked: Timestamp::now(), due: None, indexed: false }
     }
 
     fn look(&mut self, key: &Key) -> Result<(), StoreError> {
         let over = &mut self.over;
         self.reader.poll(|_, line| {
-            *over += usize::from(matches!(
-                line.event,
-                Event::Committed { .. } | Event::Cached { .. } | Event::Failed { .. }
-            ));
+            if let Event::Finished { job, .. } = line.event {
+                over.insert(job);
+            }
         })?;
         let Some(record) = runs::read_run(&self.model, &key.run)? else { return Ok(()) };
-        let may_be_over = record.complete && self.over >= record.published;
-        if !(may_be_over || record.cancelled) || self.is_indexed(&key.run)? {
+        let is_over = record.complete && self.over.len() >= record.jobs;
+        if !(is_over || record.cancelled) {
             return Ok(());
         }
+        self.indexed = runs::indexed_at(&self.model, &key.run)?.is_some_and(|at| at > self.worked);
+        if self.indexed {
+            return Ok(());
+        }
+        let as_of = Timestamp::now();
         let store = Store::new(&key.save_path, &key.run);
         let report = store.index_run(&self.model, Some(&key.run))?;
-        runs::mark_indexed(&self.model, &key.run)?;
+        runs::mark_indexed(&self.model, &key.run, as_of)?;
+        self.indexed = true;
         tracing::info!("run {}: prompts.jsonl of {} lists {} prompts", key.run, key.model, report.lines);
         Ok(())
-    }
-
-    /// Whether somebody indexed the run after this worker's last commit.
-    fn is_indexed(&self, run: &RunId) -> Result<bool, StoreError> {
-        let mark = fs::metadata(self.model.run_indexed(run)).and_then(|mark| mark.modified());
-        Ok(mark.is_ok_and(|marked| marked > self.worked))
     }
 }

@@ -1,10 +1,10 @@
 //! Which jobs this worker runs: a message must not make it write where nobody with rights there wanted it to.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use common::{
@@ -12,7 +12,7 @@ use common::{
     model::reference::ModelName,
     store::{
         layout::{ModelLayout, SaveLayout},
-        runs,
+        runs::{self, RunCard},
     },
 };
 
@@ -25,8 +25,8 @@ use crate::serve::{Admission, CommitError};
 #[derive(Debug, Default)]
 pub struct Guard {
     allowed: Vec<PathBuf>,
-    /// Runs seen announced: their card does not go away.
-    announced: Mutex<HashSet<(PathBuf, RunId, String)>>,
+    /// What was announced, as far as it was asked for: it does not change.
+    announced: Mutex<HashMap<(PathBuf, RunId, String), Arc<RunCard>>>,
 }
 
 impl Guard {
@@ -74,10 +74,11 @@ impl Guard {
     fn check_announced(&self, model: &ModelLayout, save_path: &Path, job: &Job) -> Result<(), CommitError> {
         let key = (save_path.to_owned(), job.run.clone(), job.model.name.clone());
         let mut announced = self.announced.lock().unwrap_or_else(PoisonError::into_inner);
-        if announced.contains(&key) {
-            return Ok(());
-        }
-        if !runs::is_announced(model, &job.run)? {
+        let card = match announced.get(&key) {
+            Some(card) => Some(Arc::clone(card)),
+            None => runs::card(model, &job.run)?.map(Arc::new),
+        };
+        let Some(card) = card else {
             // It may only be this machine that does not see it yet.
             return Err(CommitError {
                 kind: FailureKind::Retryable,
@@ -88,9 +89,23 @@ impl Guard {
                     model.run(&job.run).display()
                 ),
             });
+        };
+        let same = card.model == job.model
+            && card.shape == job.shape
+            && card.capture == job.capture
+            && card.force == job.force;
+        announced.insert(key, card);
+        if same {
+            return Ok(());
         }
-        announced.insert(key);
-        Ok(())
+        Err(CommitError {
+            kind: FailureKind::Permanent,
+            reason: format!(
+                "the job is not what run {} announced in {}: another model, other layers or another way to keep them",
+                job.run,
+                save_path.display()
+            ),
+        })
     }
 }
 
@@ -152,6 +167,13 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is written for a stranger");
         let model = announce(&job);
         assert_eq!(guard.admit(&job).unwrap(), Admission::Welcome);
+        for changed in [Job { force: true, ..job.clone() }, {
+            let model = ModelPin { commit: "1".into(), ..job.model.clone() };
+            Job { model, ..job.clone() }
+        }] {
+            let (kind, reason) = refused(&guard, &changed);
+            assert!(kind == FailureKind::Permanent && reason.contains("is not what run"), "{reason}");
+        }
         runs::cancel_run(&model, &job.run).unwrap();
         assert_eq!(guard.admit(&job).unwrap(), Admission::Cancelled);
     }
