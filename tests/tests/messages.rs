@@ -39,8 +39,6 @@ fn poison_is_set_aside_with_its_reason_and_good_jobs_are_done() {
     let elsewhere = tempfile::tempdir().unwrap();
     let changed = |change: &dyn Fn(&mut Value)| {
         let mut job = good[0].clone();
-        // Its prompts are committed by the good job, and then nobody would look further.
-        job["force"] = json!(true);
         change(&mut job);
         serde_json::to_vec(&job).unwrap()
     };
@@ -54,11 +52,11 @@ fn poison_is_set_aside_with_its_reason_and_good_jobs_are_done() {
         ("was not announced", changed(&|job| job["save_path"] = json!(elsewhere.path()))),
         ("was not announced", changed(&|job| job["run"] = json!("../../../../etc"))),
         ("cannot name a model", changed(&|job| job["model"]["name"] = json!("../up"))),
-        ("layers of 77 heads", changed(&|job| job["shape"]["n_heads"] = json!(77))),
+        ("is not what run", changed(&|job| job["shape"]["n_heads"] = json!(77))),
         ("are both", changed(&|job| job["prompts"][1] = job["prompts"][0].clone())),
         ("has no tokens", changed(&|job| job["prompts"][0]["ids"] = json!([]))),
         ("holds no prompts", changed(&|job| job["prompts"] = json!([]))),
-        ("files changed since", changed(&|job| job["model"]["commit"] = json!("sha256:00"))),
+        ("is not what run", changed(&|job| job["model"]["commit"] = json!("sha256:00"))),
     ];
     // Dead letters of one id are shown as one.
     let poison: Vec<(&str, Vec<u8>)> = poison

@@ -155,21 +155,30 @@ impl<M: Models> ModelThread<M> {
                         self.end(work.serial, PromptEnd::Failed(explain(&work.job, index, &error)));
                     }
                 }
-                EngineError::Bug(_) if open.len() > 1 => {
-                    // One of them does it; the others are worth a fresh engine.
+                EngineError::Bug(_) => {
+                    // One prompt does it; the others are worth a fresh engine.
+                    if open.len() > 1 {
+                        let (front, back) = open.split_at(open.len() / 2);
+                        parts.extend([back.to_vec(), front.to_vec()]);
+                    } else {
+                        for index in open {
+                            self.end(work.serial, PromptEnd::Failed(explain(&work.job, index, &error)));
+                        }
+                    }
+                    if parts.is_empty() {
+                        return After::Reopen;
+                    }
                     match self.open(&work.job) {
                         Ok(fresh) => *model = fresh.model,
                         Err(_) => {
-                            for index in open.into_iter().chain(parts.into_iter().flatten()) {
+                            for index in parts.into_iter().flatten() {
                                 self.end(work.serial, PromptEnd::Failed(explain(&work.job, index, &error)));
                             }
                             return After::Reopen;
                         }
                     }
-                    let (front, back) = open.split_at(open.len() / 2);
-                    parts.extend([back.to_vec(), front.to_vec()]);
                 }
-                EngineError::Device(_) | EngineError::Bug(_) => {
+                EngineError::Device(_) => {
                     for index in open {
                         self.end(work.serial, PromptEnd::Failed(explain(&work.job, index, &error)));
                     }
