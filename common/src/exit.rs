@@ -20,6 +20,16 @@ pub enum Exit {
     Interrupted = 130,
 }
 
+impl Exit {
+    /// The exit a process's code stands for; none where it is none of ours.
+    pub fn of_code(code: i32) -> Option<Exit> {
+        use Exit::{Bug, Configuration, Done, Interrupted, SomeFailed, Transient};
+        [Done, SomeFailed, Bug, Transient, Configuration, Interrupted]
+            .into_iter()
+            .find(|exit| i32::from(*exit as u8) == code)
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> ExitCode {
         ExitCode::from(exit as u8)

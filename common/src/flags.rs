@@ -69,6 +69,12 @@ pub struct IntakeFlags {
     /// Number type of the arrays: float32 or float16 [default: float32]
     #[arg(long)]
     pub dtype: Option<String>,
+    /// Number type in which matrices are multiplied: float32, bf16 or f16 [default: float32]
+    #[arg(long, value_name = "DTYPE")]
+    pub compute_dtype: Option<String>,
+    /// How a GPU multiplies float32 matrices: float32, or tf32 on tensor cores, off by up to 1e-3 [default: float32]
+    #[arg(long, value_name = "HOW")]
+    pub matmul_precision: Option<String>,
     /// Put the beginning-of-sequence token in front: auto, always or never [default: auto]
     #[arg(long, value_name = "WHEN")]
     pub prepend_bos: Option<String>,

@@ -20,7 +20,7 @@ use std::{
 
 use clap::Parser;
 use common::{
-    capture::{Capture, Layers},
+    capture::Capture,
     job::{Job, JobPrompt, ModelPin, ModelShape, RunId},
     model::reference::ModelName,
     prompt::{PromptHash, Record},
@@ -35,7 +35,7 @@ use serde_json::{Value, json};
 use tests::{broker, fixture, site::MODEL};
 use worker::{
     encode::Compression,
-    engine::{Engine, EngineError, Pattern, PatternSink, TokenBatch},
+    engine::{Engine, EngineError, Layout, Pattern, PatternSink, TokenBatch, at_once},
     serve::{self, Commit, CommitError, Hold, Models, OpenError, OpenModel, Part, Shutdown},
 };
 
@@ -57,27 +57,25 @@ struct Args {
 struct NullEngine;
 
 impl Engine for NullEngine {
-    fn forward(
-        &mut self,
-        batch: &TokenBatch,
-        layers: &[usize],
-        sink: &mut dyn PatternSink,
-    ) -> Result<(), EngineError> {
-        for &layer in layers {
-            for (prompt, ids) in batch.prompts.iter().enumerate() {
-                let n = ids.len();
-                let pattern = Pattern { prompt, layer, n_heads: 1, n, values: vec![0.0; n * n] };
-                sink.take(pattern).map_err(|_| EngineError::Stopped)?;
+    fn forward(&mut self, batch: TokenBatch, layers: &[usize], sink: Box<dyn PatternSink>) {
+        at_once(sink, |sink| {
+            for &layer in layers {
+                for (prompt, ids) in batch.prompts.iter().enumerate() {
+                    let (n, layout) = (ids.len(), Layout::Square);
+                    let values = vec![0.0; n * n].into();
+                    let pattern = Pattern { prompt, layer, n_heads: 1, n, layout, values };
+                    sink.take(pattern).map_err(|_| EngineError::Stopped)?;
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        });
     }
 }
 
 struct NullModels;
 
 impl Models for NullModels {
-    fn open(&mut self, _: &ModelPin, _: &Layers) -> Result<OpenModel, OpenError> {
+    fn open(&mut self, _: &ModelPin, _: &Capture) -> Result<OpenModel, OpenError> {
         Ok(OpenModel { engine: Box::new(NullEngine), n_layers: 1, n_heads: 1 })
     }
 }

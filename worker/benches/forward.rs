@@ -6,10 +6,10 @@
 
 use std::{collections::BTreeMap, path::Path, time::Instant};
 
-use common::model::family::read_spec;
+use common::{capture::Numerics, model::family::read_spec};
 use safetensors::tensor::{Dtype, TensorView};
 use worker::{
-    engine::{Engine, Pattern, PatternSink, SinkClosed, TokenBatch},
+    engine::{TokenBatch, run_to_end},
     model::{device::DeviceChoice, load},
 };
 
@@ -20,15 +20,6 @@ const WIDTH: usize = 768;
 const LAYERS: usize = 12;
 const CONTEXT: usize = 1024;
 const VOCABULARY: usize = 50257;
-
-struct Drop;
-
-impl PatternSink for Drop {
-    fn take(&mut self, pattern: Pattern) -> Result<(), SinkClosed> {
-        std::hint::black_box(pattern);
-        Ok(())
-    }
-}
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -45,7 +36,8 @@ fn main() {
     }
     let spec = read_spec(&dir.join("config.json")).expect("the config written here");
     let start = Instant::now();
-    let mut engine = load(&dir, &spec, &device, LAYERS - 1).expect("the checkpoint written here");
+    let mut engine =
+        load(&dir, &spec, device, Numerics::default(), LAYERS - 1).expect("the checkpoint written here");
     println!("load {:.2} s", start.elapsed().as_secs_f64());
 
     let prompt = |p: usize| (0..tokens).map(|t| ((p * 7919 + t * 104_729) % VOCABULARY) as u32).collect();
@@ -54,7 +46,8 @@ fn main() {
     let mut seconds: Vec<f64> = (0..=repeat)
         .map(|_| {
             let start = Instant::now();
-            engine.forward(&batch, &layers, &mut Drop).expect("forward");
+            let taken = |pattern| drop(std::hint::black_box(pattern));
+            run_to_end(&mut *engine, batch.clone(), &layers, taken).expect("forward");
             start.elapsed().as_secs_f64()
         })
         .skip(1)

@@ -93,6 +93,9 @@ pub struct ConsumeArgs {
     /// Errors only
     #[arg(long, short = 'q')]
     pub quiet: bool,
+    /// This worker is one of several that the process of this id started
+    #[arg(long, hide = true, value_name = "PID")]
+    pub member_of: Option<u32>,
 }
 
 impl ConsumeArgs {
@@ -132,6 +135,9 @@ pub struct ConsumeFlags {
     /// How long work in hand may go on after the first signal [default: 2m]
     #[arg(long, value_name = "TIME")]
     pub grace: Option<String>,
+    /// Start one worker for each of these devices, separated by commas; all: for every GPU that is visible
+    #[arg(long, value_name = "LIST")]
+    pub devices: Option<String>,
 }
 
 /// `worker bench`.
@@ -208,8 +214,8 @@ pub struct RunFlags {
 /// The flags of whoever computes.
 #[derive(Debug, Default, Args, Serialize)]
 pub struct ComputeFlags {
-    /// Where to compute: cpu, cuda, cuda:1, or auto [default: auto]
-    #[arg(long)]
+    /// Where to compute: cpu, cuda, cuda:1, wgpu, or auto [default: auto]
+    #[arg(long, overrides_with = "device")]
     pub device: Option<String>,
     /// How files are compressed: causal, zlib:0 to zlib:9, or store [default: causal]
     #[arg(long, value_name = "HOW")]
@@ -217,4 +223,7 @@ pub struct ComputeFlags {
     /// Threads to compute with, and to encode with [default: one a core]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+    /// Where a GPU's compiled and tuned kernels are kept for the next worker [default: ~/.cache/lenspool]
+    #[arg(long, value_name = "DIR")]
+    pub kernel_cache: Option<PathBuf>,
 }

@@ -51,7 +51,7 @@ fn main() -> ExitCode {
             let view = View::of_stderr(args.quiet);
             run::run(settings, view, args.json)
         }
-        Command::Consume(args) => consume::run(settings, args.json),
+        Command::Consume(args) => consume::start(settings, args.member_of, args.json),
         Command::Config { json, .. } => inspect::config(&loaded, *json),
         Command::Models { name, json, .. } => inspect::models(name.as_deref(), settings, *json),
         Command::Bench(bench) => bench::run(bench, settings),

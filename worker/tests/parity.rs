@@ -4,14 +4,15 @@ use std::{
     collections::HashMap,
     io::Cursor,
     path::{Path, PathBuf},
+    sync::mpsc,
 };
 
-use common::model::family::read_spec;
+use common::{capture::Numerics, model::family::read_spec};
 use ndarray::Array3;
 use ndarray_npy::ReadNpyExt;
 use serde::Deserialize;
 use worker::{
-    engine::{Engine, Pattern, PatternSink, SinkClosed, TokenBatch},
+    engine::{Engine, Pattern, TokenBatch, run_to_end},
     model::{device::DeviceChoice, load},
 };
 
@@ -25,17 +26,6 @@ struct Golden {
 struct GoldenPrompt {
     text: String,
     input_ids: Vec<u32>,
-}
-
-#[derive(Default)]
-struct Collect(HashMap<(usize, usize), Pattern>);
-
-impl PatternSink for Collect {
-    fn take(&mut self, pattern: Pattern) -> Result<(), SinkClosed> {
-        let old = self.0.insert((pattern.prompt, pattern.layer), pattern);
-        assert!(old.is_none(), "a pattern came twice");
-        Ok(())
-    }
 }
 
 fn fixtures() -> PathBuf {
@@ -59,11 +49,31 @@ fn device() -> DeviceChoice {
     std::env::var("LENSPOOL_TEST_DEVICE").map_or(DeviceChoice::Cpu, |name| name.parse().expect("a device"))
 }
 
-fn run(engine: &mut impl Engine, prompts: &[&[u32]], layers: &[usize]) -> HashMap<(usize, usize), Pattern> {
+/// A pattern as the goldens have it.
+struct Square {
+    n_heads: usize,
+    n: usize,
+    /// `[n_heads, n, n]`
+    values: Vec<f32>,
+}
+
+impl From<&Pattern> for Square {
+    fn from(pattern: &Pattern) -> Self {
+        Square { n_heads: pattern.n_heads, n: pattern.n, values: pattern.to_square() }
+    }
+}
+
+fn run(engine: &mut dyn Engine, prompts: &[&[u32]], layers: &[usize]) -> HashMap<(usize, usize), Square> {
     let batch = TokenBatch { prompts: prompts.iter().map(|ids| ids.to_vec()).collect() };
-    let mut sink = Collect::default();
-    engine.forward(&batch, layers, &mut sink).expect("forward");
-    sink.0
+    let (taken, patterns) = mpsc::channel();
+    let take = move |pattern| taken.send(pattern).expect("received below");
+    run_to_end(engine, batch, layers, take).expect("forward");
+    let mut collected = HashMap::new();
+    for pattern in patterns {
+        let old = collected.insert((pattern.prompt, pattern.layer), Square::from(&pattern));
+        assert!(old.is_none(), "a pattern came twice");
+    }
+    collected
 }
 
 fn max_abs(a: &[f32], b: &[f32]) -> f64 {
@@ -87,16 +97,18 @@ fn check(name: &str) -> Result<f64, String> {
     let dir = root.join("models").join(name);
     let spec = read_spec(&dir.join("config.json")).map_err(|error| error.to_string())?;
     let n_layers = spec.n_layers();
-    let mut engine = load(&dir, &spec, &device(), n_layers - 1).map_err(|error| error.to_string())?;
+    let numerics = Numerics::default();
+    let mut engine =
+        load(&dir, &spec, device(), numerics, n_layers - 1).map_err(|error| error.to_string())?;
     let all: Vec<usize> = (0..n_layers).collect();
     let tolerance = 1e-5f64.max(3.0 * golden.float32_error);
 
     let prompts: Vec<&[u32]> = golden.prompts.iter().map(|prompt| &prompt.input_ids[..]).collect();
-    let batched = run(&mut engine, &prompts, &all);
+    let batched = run(&mut *engine, &prompts, &all);
     assert_eq!(batched.len(), prompts.len() * n_layers);
     let mut worst = 0f64;
     for (p, prompt) in prompts.iter().enumerate() {
-        let single = run(&mut engine, &[prompt], &all);
+        let single = run(&mut *engine, &[prompt], &all);
         for layer in 0..n_layers {
             let mut bytes = Vec::new();
             let mut entry = npz.by_name(&format!("prompt{p}.blocks.{layer}.npy")).expect("an entry");
@@ -123,9 +135,9 @@ fn check(name: &str) -> Result<f64, String> {
 
     // A subset of layers is the same patterns, also from a model loaded no further than it needs.
     let some = [n_layers / 2];
-    let mut partial = load(&dir, &spec, &device(), some[0]).map_err(|error| error.to_string())?;
+    let mut partial = load(&dir, &spec, device(), numerics, some[0]).map_err(|error| error.to_string())?;
     for engine in [&mut engine, &mut partial] {
-        let subset = run(engine, &prompts[..1], &some);
+        let subset = run(&mut **engine, &prompts[..1], &some);
         assert_eq!(subset.keys().collect::<Vec<_>>(), [&(0, some[0])]);
         assert!(max_abs(&subset[&(0, some[0])].values, &batched[&(0, some[0])].values) <= 1e-6, "{name}");
     }

@@ -8,14 +8,14 @@ use std::{
 };
 
 use common::{
-    capture::{Capture, Layers},
+    capture::Capture,
     job::{FailureKind, Job, JobPrompt, ModelPin, ModelShape, RunId},
     prompt::{PromptHash, Record},
     queue::{Publish, memory},
 };
 use worker::{
     encode::Compression,
-    engine::{Engine, EngineError, Pattern, PatternSink, TokenBatch},
+    engine::{Engine, EngineError, Layout, Pattern, PatternSink, TokenBatch, at_once},
     serve::{
         Commit, CommitError, End, Event, Hold, JobEnd, Models, OpenError, OpenModel, Options, Part,
         PromptEnd, Scope, ServeError, Shutdown, serve,
@@ -41,8 +41,14 @@ struct Behaviour {
 struct FakeEngine(Behaviour);
 
 impl Engine for FakeEngine {
-    fn forward(
-        &mut self,
+    fn forward(&mut self, batch: TokenBatch, layers: &[usize], sink: Box<dyn PatternSink>) {
+        at_once(sink, |sink| self.compute(&batch, layers, sink));
+    }
+}
+
+impl FakeEngine {
+    fn compute(
+        &self,
         batch: &TokenBatch,
         layers: &[usize],
         sink: &mut dyn PatternSink,
@@ -60,7 +66,8 @@ impl Engine for FakeEngine {
                     layer,
                     n_heads: N_HEADS,
                     n,
-                    values: vec![layer as f32; N_HEADS * n * n],
+                    layout: Layout::Square,
+                    values: vec![layer as f32; N_HEADS * n * n].into(),
                 };
                 sink.take(pattern).map_err(|_| EngineError::Stopped)?;
             }
@@ -82,7 +89,7 @@ struct FakeModels {
 }
 
 impl Models for FakeModels {
-    fn open(&mut self, _: &ModelPin, _: &Layers) -> Result<OpenModel, OpenError> {
+    fn open(&mut self, _: &ModelPin, _: &Capture) -> Result<OpenModel, OpenError> {
         *self.opened.lock().unwrap() += 1;
         match self.error {
             Some(scope) => {

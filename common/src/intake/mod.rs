@@ -12,7 +12,7 @@ pub use options::{IntakeOptions, IntakeOptionsError};
 pub use place::{Place, PlaceError};
 
 use crate::{
-    capture::{ArrayLayout, Capture, Dtype},
+    capture::{ArrayLayout, Capture, Dtype, Numerics},
     job::{Failure, Job, ModelPin, ModelShape, RunId},
     model::{
         family::{self, SpecError},
@@ -47,6 +47,8 @@ pub struct Request {
     pub layout: ArrayLayout,
     /// In which number type.
     pub dtype: Dtype,
+    /// How exactly it is computed.
+    pub numerics: Numerics,
     /// Compute again what is committed.
     pub force: bool,
     /// Whether the model reads BOS first.
@@ -97,7 +99,8 @@ impl KnownModel {
         let located = locate_config(model, &request.hub, progress)?;
         let spec = family::read_spec(&located.dir.join("config.json"))?;
         let layers = request.selection.resolve(located.name.as_str(), spec.n_layers())?;
-        let capture = Capture { layers, layout: request.layout, dtype: request.dtype };
+        let capture =
+            Capture { layers, layout: request.layout, dtype: request.dtype, numerics: request.numerics };
         let tokenizer = PromptTokenizer::from_dir(
             &located.dir,
             TokenizeOptions {

@@ -7,7 +7,7 @@ use regex::Regex;
 
 use super::Request;
 use crate::{
-    capture::{ArrayLayout, Dtype},
+    capture::{ArrayLayout, Dtype, Numerics},
     job::RunId,
     model::{
         hub::HubOptions,
@@ -40,6 +40,8 @@ pub struct IntakeOptions {
     pub layout: ArrayLayout,
     /// In which number type.
     pub dtype: Dtype,
+    /// How exactly it is computed.
+    pub numerics: Numerics,
     /// BOS or not.
     pub prepend_bos: PrependBos,
     /// What becomes of too long prompts.
@@ -121,6 +123,7 @@ impl IntakeOptions {
             selection,
             layout,
             dtype: s.dtype,
+            numerics: Numerics { compute_dtype: s.compute_dtype, matmul_precision: s.matmul_precision },
             prepend_bos: s.prepend_bos,
             on_too_long: s.on_too_long,
             limits: PlanLimits { batch_size: s.batch_size.get(), batch_bytes, max_message_bytes: None },
@@ -138,6 +141,7 @@ impl IntakeOptions {
             selection: self.selection.clone(),
             layout: self.layout,
             dtype: self.dtype,
+            numerics: self.numerics,
             force: self.force,
             prepend_bos: self.prepend_bos,
             on_too_long: self.on_too_long,

@@ -57,6 +57,7 @@ impl Place {
             bos,
             prepend_bos: request.prepend_bos,
             device,
+            numerics: request.numerics,
         };
         let card = facts.card();
         if let Some(there) = self.store.read_card(&self.layout)? {

@@ -4,7 +4,7 @@
 //! TransformerLens's `HookedTransformerConfig` as its default loading (norms folded) leaves them: so
 //! `normalization_type` is `LNPre` or `RMSPre`. Of its settings for training and for parts no pattern
 //! depends on there are none here. Ours are added behind: `repo`, `commit`, `prepend_bos`, `bos_token`,
-//! `lenspool_version`.
+//! `matmul_precision`, `lenspool_version`.
 
 use std::fmt;
 
@@ -17,7 +17,10 @@ use super::{
     spec::{ModelSpec, RotaryPairs},
     weights::Residual,
 };
-use crate::tokenize::{BosFacts, PrependBos};
+use crate::{
+    capture::Numerics,
+    tokenize::{BosFacts, PrependBos},
+};
 
 /// What a card is made of.
 #[derive(Clone, Copy, Debug)]
@@ -32,12 +35,14 @@ pub struct CardFacts<'a> {
     pub prepend_bos: PrependBos,
     /// Where it runs: `cpu`, `cuda`.
     pub device: &'a str,
+    /// How exactly it is computed.
+    pub numerics: Numerics,
 }
 
 impl CardFacts<'_> {
     /// The object of model_cfg.json.
     pub fn card(&self) -> Map<String, Value> {
-        let CardFacts { model, spec, bos, prepend_bos, device } = self;
+        let CardFacts { model, spec, bos, prepend_bos, device, numerics } = self;
         let window = spec.layers.iter().find_map(|layer| layer.window);
         let attn_types: Vec<&str> =
             spec.layers.iter().map(|layer| if layer.window.is_some() { "local" } else { "global" }).collect();
@@ -70,7 +75,7 @@ impl CardFacts<'_> {
             "rotary_dim": rotary.map(|rotary| 2 * rotary.inv_freq.len()),
             "rotary_adjacent_pairs": rotary.is_some_and(|rotary| rotary.pairs == RotaryPairs::Adjacent),
             "default_prepend_bos": bos.default_prepend_bos,
-            "dtype": "torch.float32",
+            "dtype": numerics.compute_dtype.torch_name(),
             "tokenizer_prepends_bos": bos.tokenizer_prepends_bos,
             // As in TransformerLens: only where there are fewer of them than query heads.
             "n_key_value_heads": (spec.n_kv_heads != spec.n_heads).then_some(spec.n_kv_heads),
@@ -78,6 +83,7 @@ impl CardFacts<'_> {
             "commit": model.commit,
             "prepend_bos": prepend_bos,
             "bos_token": bos.token,
+            "matmul_precision": numerics.matmul_precision.name(),
             "lenspool_version": env!("CARGO_PKG_VERSION"),
         });
         match card {
@@ -122,7 +128,7 @@ impl fmt::Display for Difference {
 /// there are any, patterns of both in one directory would be mixed. A card that lacks a key, as
 /// pattern_lens's own lack `commit`, disagrees with nobody about it.
 pub fn differences(there: &Map<String, Value>, here: &Map<String, Value>) -> Vec<Difference> {
-    const DECISIVE: [&str; 8] = [
+    const DECISIVE: [&str; 10] = [
         "commit",
         "original_architecture",
         "n_layers",
@@ -131,6 +137,8 @@ pub fn differences(there: &Map<String, Value>, here: &Map<String, Value>) -> Vec
         "d_head",
         "d_vocab",
         "default_prepend_bos",
+        "dtype",
+        "matmul_precision",
     ];
     let differ = |key: &&'static str| {
         let (there, here) = (there.get(*key)?, here.get(*key)?);

@@ -23,8 +23,14 @@ fn card_of(dir: &Path) -> Map<String, Value> {
     let model = locate_config(&reference, &hub(), &mut |_| {}).unwrap();
     let spec = family::read_spec(&dir.join("config.json")).unwrap();
     let bos = BosFacts { token: "<s>".to_owned(), default_prepend_bos: true, tokenizer_prepends_bos: false };
-    let facts =
-        CardFacts { model: &model, spec: &spec, bos: &bos, prepend_bos: PrependBos::Auto, device: "cpu" };
+    let facts = CardFacts {
+        model: &model,
+        spec: &spec,
+        bos: &bos,
+        prepend_bos: PrependBos::Auto,
+        device: "cpu",
+        numerics: Numerics::default(),
+    };
     facts.card()
 }
 
@@ -65,6 +71,7 @@ fn every_fixture_has_a_card_with_the_keys_of_the_contract() {
         }
         assert_eq!(card["model_name"], dir.file_name().unwrap().to_str().unwrap());
         assert_eq!(card["dtype"], "torch.float32");
+        assert_eq!(card["matmul_precision"], "float32");
         assert!(!card.contains_key("sanitized_name"), "that is the index's");
         seen += 1;
     }

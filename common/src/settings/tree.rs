@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{BrokerUrl, Secret, Span};
 use crate::{
-    capture::Dtype,
+    capture::{ComputeDtype, Dtype, MatmulPrecision},
     model::hub::{DEFAULT_ENDPOINT, HubOptions},
     tokenize::{OnTooLong, PrependBos},
 };
@@ -79,6 +79,12 @@ pub struct Run {
     /// The number type of patterns on disk.
     #[serde(deserialize_with = "word")]
     pub dtype: Dtype,
+    /// The number type of the model's products.
+    #[serde(deserialize_with = "word")]
+    pub compute_dtype: ComputeDtype,
+    /// How exactly a GPU multiplies float32 matrices.
+    #[serde(deserialize_with = "word")]
+    pub matmul_precision: MatmulPrecision,
     /// Where the model runs.
     pub device: String,
     /// Whether a BOS token comes first.
@@ -89,6 +95,8 @@ pub struct Run {
     pub on_too_long: OnTooLong,
     /// Threads to compute with, and to encode with; none: one a core.
     pub threads: Option<NonZeroUsize>,
+    /// Where a GPU's compiled and tuned kernels are kept; none: in the user's cache directory.
+    pub kernel_cache: Option<PathBuf>,
 }
 
 impl Default for Run {
@@ -112,10 +120,13 @@ impl Default for Run {
             names_filter: None,
             compress: "causal".to_owned(),
             dtype: Dtype::Float32,
+            compute_dtype: ComputeDtype::Float32,
+            matmul_precision: MatmulPrecision::Float32,
             device: "auto".to_owned(),
             prepend_bos: PrependBos::Auto,
             on_too_long: OnTooLong::Truncate,
             threads: None,
+            kernel_cache: None,
         }
     }
 }
@@ -229,6 +240,9 @@ pub struct Consume {
     pub max_runtime: Option<Span>,
     /// How long work in hand may go on after the first signal.
     pub grace: Span,
+    /// Start a worker for each of these devices; `all`: for every GPU there is. None: this one is the worker.
+    #[serde(deserialize_with = "one_or_many")]
+    pub devices: Vec<String>,
 }
 
 impl Default for Consume {
@@ -240,6 +254,7 @@ impl Default for Consume {
             exit_when_empty: false,
             max_runtime: None,
             grace: Span::seconds(120),
+            devices: Vec::new(),
         }
     }
 }

@@ -187,7 +187,7 @@ fn a_stacked_array_of_some_layers_is_refused() {
     let capture = Capture {
         layers: Layers::Only(BTreeSet::from([1])),
         layout: ArrayLayout::Stacked,
-        dtype: Dtype::Float32,
+        ..Capture::default()
     };
     let error =
         Store::new(tmp.path(), &run()).model(&ModelName::try_from("m").unwrap(), &capture, 2).unwrap_err();

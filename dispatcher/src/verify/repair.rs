@@ -169,6 +169,7 @@ impl Plan {
             selection: Selection::default(),
             layout: capture.layout,
             dtype: capture.dtype,
+            numerics: capture.numerics,
             // The files are still there while this is planned.
             force: true,
             prepend_bos: bos.unwrap_or(run_settings.prepend_bos),

@@ -2,6 +2,7 @@
 //! time is up, or somebody says so; everything else is the pipeline of `worker run`.
 
 mod finish;
+mod fleet;
 mod guard;
 mod journal;
 mod models;
@@ -32,6 +33,23 @@ use crate::{
     signals,
 };
 
+/// Takes jobs as `settings` say, by this process or, where they name several devices, by one started for each; a
+/// process that was so started is a `member_of` the one that did.
+pub fn start(settings: &Settings, member_of: Option<u32>, json: bool) -> Exit {
+    if let Some(parent) = member_of {
+        fleet::join(parent);
+    } else if !settings.consume.devices.is_empty() {
+        return match fleet::devices(&settings.consume.devices) {
+            Ok(devices) => fleet::run(&devices, fleet::share(settings.run.threads, devices.len()), json),
+            Err(error) => {
+                tracing::error!("{error}");
+                Exit::Configuration
+            }
+        };
+    }
+    run(settings, json)
+}
+
 /// Takes jobs as `settings` say and returns how it ended. Talk goes to stderr; with `json`, the summary to stdout.
 pub fn run(settings: &Settings, json: bool) -> Exit {
     let options = match Options::parse(settings, slurm_end()) {
@@ -41,10 +59,7 @@ pub fn run(settings: &Settings, json: bool) -> Exit {
             return Exit::Configuration;
         }
     };
-    if let Some(threads) = options.compute.threads {
-        // Fails only where a pool exists already, which then stays in use.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    }
+    options.compute.prepare();
     let models = PinnedModels { hub: options.hub.clone(), device: options.compute.device };
     run_with(options, models, json)
 }
@@ -92,7 +107,9 @@ impl ConsumeError {
             ConsumeError::Serve(ServeError::Queue(error)) => {
                 error.downcast_ref::<BrokerError>().map_or(FailureKind::Bug, BrokerError::kind)
             }
-            ConsumeError::Serve(ServeError::Storage { .. }) => FailureKind::Retryable,
+            ConsumeError::Serve(ServeError::Storage { .. } | ServeError::Device { .. }) => {
+                FailureKind::Retryable
+            }
             ConsumeError::Serve(ServeError::Model(error)) => error.kind,
             ConsumeError::Allowed(_) => FailureKind::Permanent,
         };

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use common::{
-    capture::Layers,
+    capture::Capture,
     job::{FailureKind, ModelPin},
     model::{
         family,
@@ -42,7 +42,7 @@ fn located(error: &LocateError) -> OpenError {
 }
 
 impl Models for PinnedModels {
-    fn open(&mut self, pin: &ModelPin, layers: &Layers) -> Result<OpenModel, OpenError> {
+    fn open(&mut self, pin: &ModelPin, capture: &Capture) -> Result<OpenModel, OpenError> {
         let permanent = |reason: String| of_job(FailureKind::Permanent, reason);
         let reference = ModelRef::pinned(pin).map_err(|error| permanent(error.to_string()))?;
         let found = locate_config(&reference, &self.hub, &mut |event| event.tell())
@@ -60,14 +60,15 @@ impl Models for PinnedModels {
             fetch_weights(&found, &self.hub, &mut |event| event.tell()).map_err(|error| located(&error))?;
         let dir = files.first().and_then(|file| file.parent()).map_or(found.dir, PathBuf::from);
         let (n_layers, n_heads) = (spec.n_layers(), spec.n_heads);
-        let highest = layers.indices(n_layers).last().copied().unwrap_or(0);
-        let engine = model::load(&dir, &spec, &self.device, highest).map_err(|error| match error {
+        let highest = capture.layers.indices(n_layers).last().copied().unwrap_or(0);
+        let engine = model::load(&dir, &spec, self.device, capture.numerics, highest);
+        let engine = engine.map_err(|error| match error {
             // Another worker has another device.
             LoadError::Device(_) => {
                 OpenError { kind: FailureKind::Permanent, scope: Scope::Worker, reason: error.to_string() }
             }
             error => permanent(error.to_string()),
         })?;
-        Ok(OpenModel { engine: Box::new(engine), n_layers, n_heads })
+        Ok(OpenModel { engine, n_layers, n_heads })
     }
 }

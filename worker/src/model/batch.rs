@@ -2,7 +2,8 @@
 //!
 //! Everything but attention works row by row on `[rows, d_model]`, whatever prompt a row belongs to.
 //! Attention works on groups of prompts padded to one length. On the CPU every prompt is its own group, so
-//! no row is padding; on a GPU a batch is one group, so that one kernel does it all.
+//! no row is padding; on a GPU a batch is one group, so that one kernel does it all, and lengths are rounded up to
+//! few sizes, so that kernels are compiled and tuned for few shapes.
 
 use std::ops::Range;
 
@@ -14,8 +15,11 @@ pub(super) enum Packing {
         /// Rows of a pass; a longer prompt still goes, alone.
         max_rows: usize,
     },
-    /// The whole batch one group.
-    Padded,
+    /// The whole batch one group, padded to a size of [`bucket`].
+    Padded {
+        /// The most tokens a prompt of this model has: no need to pad beyond.
+        n_ctx: usize,
+    },
 }
 
 impl Packing {
@@ -24,7 +28,7 @@ impl Packing {
         let is_long = |seq: usize| beyond.is_some_and(|beyond| seq > beyond);
         match self {
             Packing::Unpadded { max_rows } => unpadded(lengths, max_rows, is_long),
-            Packing::Padded => padded(lengths, is_long),
+            Packing::Padded { n_ctx } => padded(lengths, n_ctx, is_long),
         }
     }
 }
@@ -70,14 +74,24 @@ fn unpadded(lengths: &[usize], max_rows: usize, is_long: impl Fn(usize) -> bool)
     passes
 }
 
-/// All prompts in one pass and one group, padded to the longest; neighbours of which one is long and one is
+/// The tokens a prompt of `n` is padded to: the next of 32, 64, 96, 128, 192, 256, 384, 512 and so on (two sizes an
+/// octave, all multiples of 32), at most `n_ctx`.
+pub(super) fn bucket(n: usize, n_ctx: usize) -> usize {
+    let octave = n.next_power_of_two().max(32);
+    let between = octave / 4 * 3;
+    let padded = if n <= between && between % 32 == 0 { between } else { octave };
+    padded.min(n_ctx).max(n)
+}
+
+/// All prompts in one pass and one group, padded to the longest's bucket; neighbours of which one is long and one is
 /// not part into groups.
-fn padded(lengths: &[usize], is_long: impl Fn(usize) -> bool) -> Vec<Vec<Group>> {
+fn padded(lengths: &[usize], n_ctx: usize, is_long: impl Fn(usize) -> bool) -> Vec<Vec<Group>> {
     let mut groups: Vec<Group> = Vec::new();
     for alike in lengths.chunk_by(|a, b| is_long(*a) == is_long(*b)) {
         let (start, first) = groups.last().map_or((0, 0), |group| (group.rows().end, group.prompts.end));
-        let seq = alike.iter().copied().max().unwrap_or(0);
-        groups.push(Group { start, prompts: first..first + alike.len(), seq, long: is_long(seq) });
+        let longest = alike.iter().copied().max().unwrap_or(0);
+        let (prompts, seq) = (first..first + alike.len(), bucket(longest, n_ctx));
+        groups.push(Group { start, prompts, seq, long: is_long(longest) });
     }
     if groups.is_empty() { Vec::new() } else { vec![groups] }
 }
@@ -97,17 +111,26 @@ mod tests {
 
     #[test]
     fn padded_prompts_take_the_longest_ones_rows() {
-        let passes = Packing::Padded.passes(&[5, 2], None);
+        let passes = Packing::Padded { n_ctx: 5 }.passes(&[5, 2], None);
         assert_eq!(passes, [vec![Group { start: 0, prompts: 0..2, seq: 5, long: false }]]);
         assert_eq!(passes[0][0].rows(), 0..10);
-        assert!(Packing::Padded.passes(&[], None).is_empty());
+        assert!(Packing::Padded { n_ctx: 5 }.passes(&[], None).is_empty());
+    }
+
+    #[test]
+    fn lengths_are_rounded_up_to_few_sizes() {
+        let mut sizes: Vec<usize> = (1..=1000).map(|n| bucket(n, 1000)).collect();
+        assert!(sizes.iter().zip(1..).all(|(size, n)| *size >= n && (n < 64 || *size < n + n / 2 + 2)));
+        sizes.dedup();
+        assert_eq!(sizes, [32, 64, 96, 128, 192, 256, 384, 512, 768, 1000]);
+        assert_eq!(bucket(7, 7), 7, "a model of a short context is not padded beyond it");
     }
 
     #[test]
     fn long_prompts_are_not_padded_with_short_ones() {
-        let passes = Packing::Padded.passes(&[9, 8, 4, 3], Some(4));
+        let passes = Packing::Padded { n_ctx: 40 }.passes(&[39, 38, 4, 3], Some(36));
         let groups = &passes[0];
-        assert_eq!((groups[0].rows(), groups[0].long), (0..18, true));
-        assert_eq!((groups[1].rows(), groups[1].long, groups[1].prompts.clone()), (18..26, false, 2..4));
+        assert_eq!((groups[0].rows(), groups[0].long), (0..80, true));
+        assert_eq!((groups[1].rows(), groups[1].long, groups[1].prompts.clone()), (80..144, false, 2..4));
     }
 }

@@ -1,8 +1,10 @@
 //! Which device a model runs on: what a user may ask for, and what there is.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr};
 
 use burn::tensor::Device;
+
+use super::footprint::Room;
 
 /// What `--device` says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -14,21 +16,53 @@ pub enum DeviceChoice {
     Cpu,
     /// The GPU of this index, as CUDA counts the visible ones.
     Cuda(usize),
+    /// Whatever Vulkan reaches, by way of wgpu: the GPU half without an NVIDIA card.
+    Wgpu,
 }
 
 /// A `--device` that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no such device: {0:?}; give cpu, cuda, cuda:N or auto")]
+#[error("no such device: {0:?}; give cpu, cuda, cuda:N, wgpu or auto")]
 pub struct UnknownDevice(String);
 
 /// The device asked for cannot be had.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
-    /// Built without the cuda feature.
+    /// Built without the feature.
     #[error(
-        "--device cuda:{0}: this worker was built without CUDA; build it with `--features cuda` or use --device cpu"
+        "--device {0}: this worker was built without it; build it with `--features {1}` or use --device cpu"
     )]
-    NotBuilt(usize),
+    NotBuilt(DeviceChoice, &'static str),
+    /// No driver.
+    #[error(
+        "--device cuda:{index}: there is no NVIDIA driver (libcuda.so.1) here; run on a node with a GPU (Slurm: \
+         --gres=gpu:1), or use --device cpu"
+    )]
+    NoDriver {
+        /// The index asked for.
+        index: usize,
+    },
+    /// No run-time compiler.
+    #[error(
+        "--device cuda:{index}: kernels are compiled by NVRTC (libnvrtc.so), which is not found; load the CUDA module \
+         of this cluster, or install the package cuda-nvrtc and add its directory to LD_LIBRARY_PATH"
+    )]
+    NoCompiler {
+        /// The index asked for.
+        index: usize,
+    },
+    /// No headers for it.
+    #[error(
+        "--device cuda:{index}: kernels include CUDA's headers, and {} is not there; load the CUDA module of this \
+         cluster, or install the package cuda-cudart-dev and set CUDA_PATH to the directory above its include",
+        looked.as_ref().map_or("/usr/local/cuda/include/cuda_fp16.h".into(), |path| path.display().to_string())
+    )]
+    NoHeaders {
+        /// The index asked for.
+        index: usize,
+        /// Where they were looked for.
+        looked: Option<PathBuf>,
+    },
     /// Fewer GPUs than that.
     #[error(
         "--device cuda:{index}: {found} CUDA device(s) visible; check nvidia-smi and CUDA_VISIBLE_DEVICES, \
@@ -51,6 +85,7 @@ impl FromStr for DeviceChoice {
             None if text == "auto" => Ok(DeviceChoice::Auto),
             None if text == "cpu" => Ok(DeviceChoice::Cpu),
             None if text == "cuda" => Ok(DeviceChoice::Cuda(0)),
+            None if text == "wgpu" => Ok(DeviceChoice::Wgpu),
             Some(("cuda", index)) => index.parse().map(DeviceChoice::Cuda).map_err(|_| unknown()),
             _ => Err(unknown()),
         }
@@ -64,6 +99,7 @@ impl fmt::Display for DeviceChoice {
             DeviceChoice::Cpu => f.write_str("cpu"),
             DeviceChoice::Cuda(0) => f.write_str("cuda"),
             DeviceChoice::Cuda(index) => write!(f, "cuda:{index}"),
+            DeviceChoice::Wgpu => f.write_str("wgpu"),
         }
     }
 }
@@ -78,9 +114,13 @@ impl DeviceChoice {
         }
     }
 
-    /// The kind of device, as torch and model_cfg.json name it.
+    /// The kind of device, as model_cfg.json names it: as torch does, where that knows it.
     pub fn torch_name(self) -> &'static str {
-        if matches!(self.resolve(), DeviceChoice::Cuda(_)) { "cuda" } else { "cpu" }
+        match self.resolve() {
+            DeviceChoice::Auto | DeviceChoice::Cpu => "cpu",
+            DeviceChoice::Cuda(_) => "cuda",
+            DeviceChoice::Wgpu => "wgpu",
+        }
     }
 
     /// burn's device.
@@ -88,32 +128,72 @@ impl DeviceChoice {
         match self.resolve() {
             DeviceChoice::Auto | DeviceChoice::Cpu => Ok(Device::flex()),
             DeviceChoice::Cuda(index) => open_cuda(index),
+            DeviceChoice::Wgpu => open_wgpu(),
+        }
+    }
+
+    /// The device's memory as it is now, where that can be known.
+    pub(super) fn room(self) -> Option<Room> {
+        match self.resolve() {
+            DeviceChoice::Auto | DeviceChoice::Cpu | DeviceChoice::Wgpu => None,
+            DeviceChoice::Cuda(index) => cuda_room(index),
         }
     }
 }
 
-/// How many CUDA devices this process can use; none without the feature or a driver.
-#[cfg(feature = "cuda")]
-pub fn cuda_devices() -> usize {
-    Device::enumerate(burn::tensor::DeviceType::Cuda).len()
+/// Where a GPU's compiled and tuned kernels are kept where nobody says: `lenspool` in the user's cache directory.
+pub fn default_kernel_cache() -> Option<PathBuf> {
+    let absolute = |variable| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+    Some(cache.join("lenspool"))
+}
+
+/// Keeps a GPU's compiled and tuned kernels in `directory`. To be called before a device is used.
+pub fn keep_kernels(directory: PathBuf) {
+    #[cfg(feature = "cuda")]
+    super::cuda::keep_kernels(directory);
+    #[cfg(not(feature = "cuda"))]
+    drop(directory);
 }
 
 /// How many CUDA devices this process can use; none without the feature or a driver.
-#[cfg(not(feature = "cuda"))]
 pub fn cuda_devices() -> usize {
-    0
+    #[cfg(feature = "cuda")]
+    let found = super::cuda::devices();
+    #[cfg(not(feature = "cuda"))]
+    let found = 0;
+    found
 }
 
 #[cfg(feature = "cuda")]
 fn open_cuda(index: usize) -> Result<Device, DeviceError> {
-    // Opening a device that is not there panics on a runner thread, so count first.
-    let found = cuda_devices();
-    if index < found { Ok(Device::cuda(index)) } else { Err(DeviceError::NotThere { index, found }) }
+    super::cuda::check(index)?;
+    Ok(Device::cuda(index))
 }
 
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(index: usize) -> Result<Device, DeviceError> {
-    Err(DeviceError::NotBuilt(index))
+    Err(DeviceError::NotBuilt(DeviceChoice::Cuda(index), "cuda"))
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_room(index: usize) -> Option<Room> {
+    super::cuda::room(index)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_room(_: usize) -> Option<Room> {
+    None
+}
+
+#[cfg(feature = "wgpu")]
+fn open_wgpu() -> Result<Device, DeviceError> {
+    Ok(Device::wgpu(burn::tensor::DeviceKind::DefaultDevice))
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn open_wgpu() -> Result<Device, DeviceError> {
+    Err(DeviceError::NotBuilt(DeviceChoice::Wgpu, "wgpu"))
 }
 
 #[cfg(test)]
@@ -122,7 +202,7 @@ mod tests {
 
     #[test]
     fn every_spelling_is_read_and_written_back() {
-        for text in ["auto", "cpu", "cuda", "cuda:1"] {
+        for text in ["auto", "cpu", "cuda", "cuda:1", "wgpu"] {
             assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
         }
     }
@@ -130,6 +210,6 @@ mod tests {
     #[test]
     fn another_spelling_is_refused_with_those_there_are() {
         let error = "gpu".parse::<DeviceChoice>().unwrap_err();
-        assert_eq!(error.to_string(), r#"no such device: "gpu"; give cpu, cuda, cuda:N or auto"#);
+        assert_eq!(error.to_string(), r#"no such device: "gpu"; give cpu, cuda, cuda:N, wgpu or auto"#);
     }
 }

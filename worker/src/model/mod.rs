@@ -5,9 +5,15 @@
 
 mod batch;
 mod checkpoint;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod device;
+mod device_engine;
 mod embed;
+mod footprint;
+mod host;
 mod ops;
+mod readback;
 mod rotary;
 mod transformer;
 mod values;
@@ -15,21 +21,29 @@ mod weights;
 
 use std::path::{Path, PathBuf};
 
-use common::model::{
-    spec::ModelSpec,
-    weights::{Plan, WeightsError},
+use burn::tensor::Device;
+use common::{
+    capture::{ComputeDtype, Numerics},
+    model::{
+        spec::ModelSpec,
+        weights::{Plan, WeightsError},
+    },
 };
 
-pub use self::transformer::Transformer;
 use self::{
     batch::Packing,
     checkpoint::Checkpoint,
     device::{DeviceChoice, DeviceError},
+    device_engine::DeviceEngine,
     embed::Embedding,
+    footprint::Footprint,
+    host::HostEngine,
     ops::{Heads, Ops},
     rotary::RotaryTables,
+    transformer::Transformer,
     weights::Loader,
 };
+use crate::engine::Engine;
 
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -96,28 +110,37 @@ pub enum LoadError {
     },
 }
 
-/// Loads the checkpoint in `dir` onto `device`, as far as `highest_layer`'s softmax.
+/// Loads the checkpoint in `dir` onto `device`, as far as `highest_layer`'s softmax, to be computed as `numerics` says.
 pub fn load(
     dir: &Path,
     spec: &ModelSpec,
-    device: &DeviceChoice,
+    device: DeviceChoice,
+    numerics: Numerics,
     highest_layer: usize,
-) -> Result<Transformer, LoadError> {
+) -> Result<Box<dyn Engine>, LoadError> {
     let choice = device.resolve();
-    let (ops, packing) = match choice {
+    let native = numerics.compute_dtype == ComputeDtype::Float32;
+    match choice {
         DeviceChoice::Auto | DeviceChoice::Cpu => {
-            (Ops::Native, Packing::Unpadded { max_rows: transformer::CPU_ROWS })
+            let ops = if native { Ops::Native } else { Ops::Composed(numerics) };
+            let packing = Packing::Unpadded { max_rows: host::ROWS };
+            let model = load_as(dir, spec, &choice.open()?, highest_layer, ops, packing)?;
+            Ok(Box::new(HostEngine::new(model)))
         }
-        DeviceChoice::Cuda(_) => (Ops::Composed, Packing::Padded),
-    };
-    load_as(dir, spec, choice, highest_layer, ops, packing)
+        DeviceChoice::Cuda(_) | DeviceChoice::Wgpu => {
+            let device = choice.open()?;
+            let packing = Packing::Padded { n_ctx: spec.n_ctx };
+            let model = load_as(dir, spec, &device, highest_layer, Ops::Composed(numerics), packing)?;
+            Ok(Box::new(DeviceEngine::new(model, Footprint::new(spec, choice.room()))))
+        }
+    }
 }
 
 /// As [`load`], with a choice of how to compute.
 fn load_as(
     dir: &Path,
     spec: &ModelSpec,
-    device: DeviceChoice,
+    device: &Device,
     highest_layer: usize,
     ops: Ops,
     packing: Packing,
@@ -129,124 +152,27 @@ fn load_as(
     let checkpoint = Checkpoint::open(dir)?;
     let plan = Plan::new(spec, &checkpoint.header())
         .map_err(|error| LoadError::Tensors { dir: dir.to_owned(), error })?;
-    let device = device.open()?;
-    let loader = Loader { checkpoint: &checkpoint, spec, device: &device, ops };
-    let projection = plan.embedding_projection.as_ref().map(|plan| loader.linear(&[plan]));
-    Ok(Transformer {
-        ops,
-        packing,
-        embedding: Embedding::new(&checkpoint, spec, &plan)?,
-        embedding_projection: projection.transpose()?,
-        embedding_norm: plan.embedding_norm.as_ref().map(|norm| loader.norm(norm)).transpose()?,
-        layers: loader.layers(&plan, highest_layer)?,
-        rules: transformer::rules(spec),
-        rotary: RotaryTables::new(spec, &device),
-        heads: Heads { query: spec.n_heads, key: spec.n_kv_heads, width: spec.d_head },
-        activation: spec.activation,
-        d_model: spec.d_model,
-        n_layers,
-        device,
+    let loader = Loader { checkpoint: &checkpoint, spec, device, ops };
+    // Weights stay as long as the model: no use in pools made for what comes and goes.
+    device.memory_persistent_allocations((), |()| {
+        let projection = plan.embedding_projection.as_ref().map(|plan| loader.linear(&[plan]));
+        Ok(Transformer {
+            ops,
+            packing,
+            embedding: Embedding::new(&checkpoint, spec, &plan)?,
+            embedding_projection: projection.transpose()?,
+            embedding_norm: plan.embedding_norm.as_ref().map(|norm| loader.norm(norm)).transpose()?,
+            layers: loader.layers(&plan, highest_layer)?,
+            rules: transformer::rules(spec),
+            rotary: RotaryTables::new(spec, device),
+            heads: Heads { query: spec.n_heads, key: spec.n_kv_heads, width: spec.d_head },
+            activation: spec.activation,
+            d_model: spec.d_model,
+            n_layers,
+            device: device.clone(),
+        })
     })
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use common::model::family::read_spec;
-
-    use super::*;
-    use crate::engine::{Engine, EngineError, Pattern, PatternSink, SinkClosed, TokenBatch};
-
-    #[derive(Default)]
-    struct Collect(BTreeMap<(usize, usize), Vec<f32>>);
-
-    impl PatternSink for Collect {
-        fn take(&mut self, pattern: Pattern) -> Result<(), SinkClosed> {
-            assert_eq!(pattern.values.len(), pattern.n_heads * pattern.n * pattern.n);
-            self.0.insert((pattern.prompt, pattern.layer), pattern.values);
-            Ok(())
-        }
-    }
-
-    fn fixture(name: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models").join(name)
-    }
-
-    fn open(name: &str, ops: Ops, packing: Packing) -> Transformer {
-        let dir = fixture(name);
-        let spec = read_spec(&dir.join("config.json")).expect("a fixture's configuration");
-        load_as(&dir, &spec, DeviceChoice::Cpu, spec.n_layers() - 1, ops, packing).expect("a fixture")
-    }
-
-    fn patterns(engine: &mut Transformer, batch: &TokenBatch) -> BTreeMap<(usize, usize), Vec<f32>> {
-        let mut sink = Collect::default();
-        let layers: Vec<usize> = (0..engine.n_layers).collect();
-        engine.forward(batch, &layers, &mut sink).expect("forward");
-        sink.0
-    }
-
-    /// The GPU's way (burn's operations, one padded group) and the CPU's (our kernels, no padding, several
-    /// passes) agree; the goldens of tests/parity.rs say that both are right.
-    #[test]
-    fn composed_and_padded_equals_native_and_unpadded() {
-        let batch = TokenBatch {
-            prompts: [33, 20, 7, 1].map(|n| (0..n).map(|t| (t * 37 + n) % 256).collect()).to_vec(),
-        };
-        let mut names: Vec<String> = std::fs::read_dir(fixture(""))
-            .expect("fixtures")
-            .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
-            .collect();
-        names.sort();
-        for name in names {
-            let native = Packing::Unpadded { max_rows: 40 };
-            let ours = patterns(&mut open(&name, Ops::Native, native), &batch);
-            let burns = patterns(&mut open(&name, Ops::Composed, Packing::Padded), &batch);
-            assert_eq!(ours.keys().collect::<Vec<_>>(), burns.keys().collect::<Vec<_>>());
-            for (place, ours) in &ours {
-                let pairs = ours.iter().zip(&burns[place]);
-                let off = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                assert!(off < 3e-5, "{name} {place:?}: {off:e}");
-            }
-        }
-    }
-
-    #[test]
-    fn input_the_model_cannot_read_is_refused_with_the_reason() {
-        let mut engine = open("gpt2-tiny", Ops::Native, Packing::Padded);
-        let mut refused = |prompts: Vec<Vec<u32>>, layers: &[usize]| {
-            let batch = TokenBatch { prompts };
-            match engine.forward(&batch, layers, &mut Collect::default()) {
-                Err(EngineError::Input(reason)) => reason,
-                other => panic!("{other:?}"),
-            }
-        };
-        assert_eq!(refused(vec![vec![]], &[0]), "a prompt without tokens has no attention pattern");
-        assert_eq!(
-            refused(vec![vec![0; 65]], &[0]),
-            "the prompt has 65 tokens, the model's context 64; truncate it"
-        );
-        assert_eq!(
-            refused(vec![vec![1, 307]], &[0]),
-            "token id 307 is outside the model's vocabulary of 307; tokenizer and model do not belong together"
-        );
-        assert_eq!(
-            refused(vec![vec![1]], &[3]),
-            "layer 3 was asked for; of the model's 3 layers, the first 3 are loaded"
-        );
-    }
-
-    #[test]
-    fn a_closed_sink_stops_the_batch() {
-        struct Closed;
-        impl PatternSink for Closed {
-            fn take(&mut self, _: Pattern) -> Result<(), SinkClosed> {
-                Err(SinkClosed)
-            }
-        }
-        let mut engine = open("gpt2-tiny", Ops::Native, Packing::Padded);
-        let batch = TokenBatch { prompts: vec![vec![1, 2]] };
-        assert_eq!(engine.forward(&batch, &[0], &mut Closed), Err(EngineError::Stopped));
-        assert_eq!(engine.forward(&batch, &[], &mut Closed), Ok(()), "no layer, nothing to take");
-    }
-}
+mod tests;

@@ -13,14 +13,10 @@ use super::{
     rotary::{RotaryTable, RotaryTables},
     weights::{Layer, Linear, MlpWeights, NormWeights},
 };
-use crate::engine::{Engine, EngineError, Pattern, PatternSink, TokenBatch};
+use crate::engine::{EngineError, TokenBatch};
 
-/// Rows of a pass on the CPU: enough to keep the matrix kernels busy, few enough that a pass's
-/// activations stay in the cache.
-pub(super) const CPU_ROWS: usize = 512;
-
-/// A model on a device: an [`Engine`].
-pub struct Transformer {
+/// A model on a device.
+pub(super) struct Transformer {
     pub(super) ops: Ops,
     pub(super) packing: Packing,
     pub(super) device: Device,
@@ -51,14 +47,10 @@ pub(super) fn rules(spec: &ModelSpec) -> Vec<ScoreRule> {
     spec.layers.iter().map(rule).collect()
 }
 
-impl Engine for Transformer {
-    fn forward(
-        &mut self,
-        batch: &TokenBatch,
-        layers: &[usize],
-        sink: &mut dyn PatternSink,
-    ) -> Result<(), EngineError> {
-        let Some(&highest) = layers.iter().max() else { return Ok(()) };
+impl Transformer {
+    /// Whether this model can run `batch` as far as the last of `layers`; gives that layer, where there is one.
+    pub(super) fn check(&self, batch: &TokenBatch, layers: &[usize]) -> Result<Option<usize>, EngineError> {
+        let Some(&highest) = layers.iter().max() else { return Ok(None) };
         if highest >= self.layers.len() {
             return Err(EngineError::Input(format!(
                 "layer {highest} was asked for; of the model's {} layers, the first {} are loaded",
@@ -69,24 +61,26 @@ impl Engine for Transformer {
         for prompt in &batch.prompts {
             self.embedding.check(prompt)?;
         }
-        let lengths: Vec<usize> = batch.prompts.iter().map(Vec::len).collect();
-        self.rotary.reach(lengths.iter().copied().max().unwrap_or(0));
-        for groups in &self.packing.passes(&lengths, self.rotary.beyond()) {
-            self.pass(batch, groups, layers, highest, sink)?;
-        }
-        Ok(())
+        Ok(Some(highest))
     }
-}
 
-impl Transformer {
-    /// All layers for the prompts of `groups`.
-    fn pass(
+    /// The passes `batch` takes, tables of positions made long enough for each.
+    pub(super) fn passes(&mut self, batch: &TokenBatch) -> Vec<Vec<Group>> {
+        let lengths: Vec<usize> = batch.prompts.iter().map(Vec::len).collect();
+        let passes = self.packing.passes(&lengths, self.rotary.beyond());
+        self.rotary.reach(passes.iter().flatten().map(|group| group.seq).max().unwrap_or(0));
+        passes
+    }
+
+    /// All layers up to `highest` for the prompts of `groups`. The patterns of each of `layers` go to `taken`, one
+    /// tensor a group, before the next layer is computed.
+    pub(super) fn pass(
         &self,
         batch: &TokenBatch,
         groups: &[Group],
         layers: &[usize],
         highest: usize,
-        sink: &mut dyn PatternSink,
+        taken: &mut dyn FnMut(usize, Vec<Tensor<4>>) -> Result<(), EngineError>,
     ) -> Result<(), EngineError> {
         let mut x = self.embed(batch, groups);
         if let Some(norm) = &self.embedding_norm {
@@ -95,7 +89,7 @@ impl Transformer {
         for (index, layer) in self.layers[..=highest].iter().enumerate() {
             let wanted = layers.contains(&index);
             let mut taken = |patterns: Vec<Tensor<4>>| match wanted {
-                true => hand_over(patterns, groups, batch, index, self.heads.query, sink),
+                true => taken(index, patterns),
                 false => Ok(()),
             };
             match self.block(x, index, layer, groups, index == highest, &mut taken)? {
@@ -218,36 +212,4 @@ impl Transformer {
             self.ops.linear(x, &weights.up, Some(self.activation))
         }
     }
-}
-
-/// Patterns of each group to the sink, a prompt at a time and without padding.
-fn hand_over(
-    patterns: Vec<Tensor<4>>,
-    groups: &[Group],
-    batch: &TokenBatch,
-    layer: usize,
-    n_heads: usize,
-    sink: &mut dyn PatternSink,
-) -> Result<(), EngineError> {
-    for (pattern, group) in patterns.into_iter().zip(groups) {
-        let seq = group.seq;
-        let data = pattern.try_into_data().map_err(|error| EngineError::Device(error.to_string()))?;
-        let values = data.try_into_vec::<f32>().map_err(|error| EngineError::Device(error.to_string()))?;
-        if group.batch() == 1 && batch.prompts[group.prompts.start].len() == seq {
-            let pattern = Pattern { prompt: group.prompts.start, layer, n_heads, n: seq, values };
-            sink.take(pattern).map_err(|_| EngineError::Stopped)?;
-            continue;
-        }
-        for (prompt, values) in group.prompts.clone().zip(values.chunks_exact(n_heads * seq * seq)) {
-            let n = batch.prompts[prompt].len();
-            let trimmed = values
-                .chunks_exact(seq * seq)
-                .flat_map(|head| head.chunks_exact(seq).take(n).flat_map(|row| &row[..n]))
-                .copied()
-                .collect();
-            let pattern = Pattern { prompt, layer, n_heads, n, values: trimmed };
-            sink.take(pattern).map_err(|_| EngineError::Stopped)?;
-        }
-    }
-    Ok(())
 }

@@ -41,9 +41,11 @@ pub struct Tally {
 pub struct StageSeconds {
     /// Reading weights and placing them on the device.
     pub load: f64,
-    /// Computing on the model thread.
+    /// Compiling and tuning kernels for shapes of batches not seen before.
+    pub warm_up: f64,
+    /// Computing and reading back.
     pub forward: f64,
-    /// The model thread waiting for encoders or the disk.
+    /// Waiting for encoders or the disk.
     pub wait: f64,
     /// Encoding, summed over threads.
     pub encode: f64,
@@ -56,6 +58,7 @@ impl Tally {
     pub fn add(&mut self, event: &Event) {
         match event {
             Event::ModelOpened { took, .. } => self.seconds.load += took.as_secs_f64(),
+            Event::WarmedUp { took } => self.seconds.warm_up += took.as_secs_f64(),
             Event::BatchBegan { n_ctx, .. } => self.n_ctx = *n_ctx,
             Event::BatchEnded { forward, waited, .. } => {
                 self.seconds.forward += forward.as_secs_f64();

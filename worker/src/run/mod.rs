@@ -33,10 +33,7 @@ pub fn run(settings: &Settings, view: View, json: bool) -> Exit {
         Ok(options) => options,
         Err(error) => return fail(&error, Exit::Configuration),
     };
-    if let Some(threads) = options.compute.threads {
-        // Fails only where a pool exists already, which then stays in use.
-        let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    }
+    options.compute.prepare();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("starting the async runtime: {error}"), Exit::Transient),

@@ -8,6 +8,7 @@ use std::{
 };
 
 use common::{
+    capture::Capture,
     exit::Exit,
     intake::{IntakeError, KnownModel, Place, PlaceError, Planned},
     job::{FailureKind, ModelPin},
@@ -70,7 +71,7 @@ impl ModelError {
             | ModelError::Place(PlaceError::Store(error)) => by_kind(error.kind()),
             ModelError::Intake(IntakeError::Spool(_)) | ModelError::Spool(_) => Exit::Transient,
             ModelError::Intake(_) => Exit::Configuration,
-            ModelError::Serve(ServeError::Storage { .. }) => Exit::Transient,
+            ModelError::Serve(ServeError::Storage { .. } | ServeError::Device { .. }) => Exit::Transient,
             ModelError::Serve(ServeError::Queue(_)) => Exit::Bug,
             ModelError::Serve(ServeError::Model(error)) => by_kind(error.kind),
         }
@@ -223,20 +224,20 @@ struct RunModels {
 }
 
 impl Models for RunModels {
-    fn open(&mut self, _: &ModelPin, layers: &common::capture::Layers) -> Result<OpenModel, OpenError> {
+    fn open(&mut self, _: &ModelPin, capture: &Capture) -> Result<OpenModel, OpenError> {
         let (n_layers, n_heads) = (self.spec.n_layers(), self.spec.n_heads);
         let files = fetch_weights(&self.located, &self.hub, &mut |event| event.tell()).map_err(refuse)?;
         let dir = files
             .first()
             .and_then(|file| file.parent())
             .map_or_else(|| self.located.dir.clone(), PathBuf::from);
-        let highest = layers.indices(n_layers).last().copied().unwrap_or(0);
-        let engine = model::load(&dir, &self.spec, &self.device, highest).map_err(|error| OpenError {
-            kind: FailureKind::Permanent,
-            scope: Scope::Worker,
-            reason: error.to_string(),
-        })?;
-        Ok(OpenModel { engine: Box::new(engine), n_layers, n_heads })
+        let highest = capture.layers.indices(n_layers).last().copied().unwrap_or(0);
+        let engine =
+            model::load(&dir, &self.spec, self.device, capture.numerics, highest).map_err(|error| {
+                let (kind, scope) = (FailureKind::Permanent, Scope::Worker);
+                OpenError { kind, scope, reason: error.to_string() }
+            })?;
+        Ok(OpenModel { engine, n_layers, n_heads })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Settings, read once into types that cannot be wrong.
 
-use std::num::NonZeroUsize;
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use common::{
     intake::{IntakeOptions, IntakeOptionsError},
@@ -9,7 +9,7 @@ use common::{
 
 use crate::{
     encode::{Compression, UnknownCompression},
-    model::device::{DeviceChoice, UnknownDevice},
+    model::device::{DeviceChoice, UnknownDevice, default_kernel_cache, keep_kernels},
 };
 
 /// What a run was asked for.
@@ -30,6 +30,8 @@ pub struct ComputeOptions {
     pub device: DeviceChoice,
     /// Threads to compute with and to encode with.
     pub threads: Option<usize>,
+    /// Where a GPU's compiled and tuned kernels are kept.
+    pub kernel_cache: Option<PathBuf>,
 }
 
 /// A setting whose value means nothing.
@@ -59,7 +61,19 @@ impl ComputeOptions {
             compression: run.compress.parse()?,
             device: run.device.parse()?,
             threads: run.threads.map(NonZeroUsize::get),
+            kernel_cache: run.kernel_cache.clone().or_else(default_kernel_cache),
         })
+    }
+
+    /// Makes ready what belongs to the whole process, before anything is computed.
+    pub fn prepare(&self) {
+        if let Some(threads) = self.threads {
+            // Fails only where a pool exists already, which then stays in use.
+            let _ = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+        }
+        if let Some(directory) = &self.kernel_cache {
+            keep_kernels(directory.clone());
+        }
     }
 
     /// Cores to compute with.

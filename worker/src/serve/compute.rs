@@ -1,31 +1,34 @@
-//! The model thread: owns the engine, runs one batch after the other, splits what does not fit.
+//! The model thread: owns the engine, gives it one part of a job after the other, splits what does not fit.
 //!
-//! It never touches the disk of results and never waits for it while the byte budgets have room.
+//! A part's end comes later, by a channel, while the engine has the next one already. The thread never touches the disk
+//! of results and never waits for it while the byte budgets have room.
 
 use std::{
+    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use common::{
-    capture::Layers,
+    capture::{Capture, Layers, Numerics},
     job::{Failure, FailureKind, Job, ModelPin},
 };
-use tokio::sync::mpsc;
+use crossbeam_channel::{Receiver, RecvError, never, select};
 
 use super::{
-    Control, Event, Note,
+    Event, Note,
     budget::ByteBudget,
-    encoding::{RawPattern, Slot},
     hand::{PromptEnd, Serial},
+    part::{Outlet, Part, PartEnd, PartSink},
+    split::split,
 };
-use crate::engine::{Engine, EngineError, Pattern, PatternSink, SinkClosed, TokenBatch};
+use crate::engine::{Engine, EngineError, TokenBatch};
 
 /// Opens models by their pin. The null engine of the tests is one of these; so is the real loader.
 pub trait Models: Send + 'static {
-    /// Opens `pin`, able to run up to the highest of `layers`.
-    fn open(&mut self, pin: &ModelPin, layers: &Layers) -> Result<OpenModel, OpenError>;
+    /// Opens `pin`, able to run up to the highest of the layers of `capture`, as exactly as it says.
+    fn open(&mut self, pin: &ModelPin, capture: &Capture) -> Result<OpenModel, OpenError>;
 }
 
 /// A model on a device, ready to run.
@@ -70,57 +73,141 @@ pub struct Work {
 
 pub(super) struct ModelThread<M> {
     pub(super) models: M,
-    pub(super) control: Arc<Control>,
-    pub(super) raw: Arc<ByteBudget>,
     pub(super) encoded: Arc<ByteBudget>,
     pub(super) batch_bytes: usize,
-    pub(super) patterns: crossbeam_channel::Sender<RawPattern>,
-    pub(super) notes: mpsc::UnboundedSender<Note>,
+    pub(super) outlet: Outlet,
+    /// The other end of the outlet's channel of ends.
+    pub(super) ended: Receiver<PartEnd>,
+    pub(super) state: State,
+}
+
+/// What the thread knows of its engine and of its parts.
+#[derive(Default)]
+pub(super) struct State {
+    opened: Option<Opened>,
+    /// Parts that the engine does not have yet, the next one first.
+    pending: VecDeque<Part>,
+    /// Parts that the engine has and has not ended.
+    in_flight: usize,
+    /// What the engine panicked with, until the part it had then has ended.
+    panicked: Option<String>,
 }
 
 struct Opened {
     pin: ModelPin,
     layers: Layers,
+    numerics: Numerics,
     model: OpenModel,
 }
 
+impl Opened {
+    fn is_for(&self, job: &Job) -> bool {
+        let Capture { layers, numerics, .. } = &job.capture;
+        self.pin == job.model && self.layers == *layers && self.numerics == *numerics
+    }
+}
+
 impl<M: Models> ModelThread<M> {
-    /// Runs until the channel of work ends.
-    pub(super) fn run(mut self, mut work: mpsc::Receiver<Work>) {
-        let mut opened: Option<Opened> = None;
-        while let Some(work) = work.blocking_recv() {
-            if self.control.stopping() {
-                self.end_part(&work, &work.todo, &PromptEnd::Unfinished);
+    /// Runs until the channel of work ends and every part has ended.
+    pub(super) fn run(mut self, work: Receiver<Work>) {
+        let (ended, nothing) = (self.ended.clone(), never());
+        let mut open = true;
+        loop {
+            // What has failed is tried again before anything new is begun.
+            while let Ok(end) = ended.try_recv() {
+                self.settle(end);
+            }
+            if let Some(part) = self.state.pending.pop_front() {
+                self.begin(part);
                 continue;
             }
-            let same = |o: &Opened| o.pin == work.job.model && o.layers == work.job.capture.layers;
-            if !opened.as_ref().is_some_and(same) {
-                drop(opened.take());
-                match self.open(&work.job) {
-                    Ok(model) => opened = Some(model),
-                    Err(error) => {
-                        let _ = self.notes.send(Note::ModelFailed { serial: work.serial, error });
-                        continue;
-                    }
-                }
+            if !open && self.state.in_flight == 0 {
+                break;
             }
-            let model = &mut opened.as_mut().expect("just opened").model;
-            if let Some(reason) = misfit(&work.job, model) {
-                let failure = Failure { hash: None, kind: FailureKind::Permanent, reason };
-                let _ = self.notes.send(Note::Refused { serial: work.serial, failure });
-                continue;
+            select! {
+                recv(ended) -> end => self.settle(end.expect("the outlet holds a sender")),
+                recv(if open { &work } else { &nothing }) -> work => match work {
+                    Ok(work) => self.accept(work),
+                    Err(RecvError) => open = false,
+                },
             }
-            if self.batch(model, &work) == After::Reopen {
-                opened = None;
+        }
+    }
+
+    fn accept(&mut self, work: Work) {
+        let prompts = work.todo.clone();
+        let part = Part { work: Arc::new(work), prompts, begun: false };
+        if self.outlet.control.stopping() {
+            self.end_part(&part, &PromptEnd::Unfinished);
+        } else {
+            self.state.pending.push_back(part);
+        }
+    }
+
+    /// Gives a part to the engine, or as much of it as goes at once.
+    fn begin(&mut self, mut part: Part) {
+        if self.outlet.control.leaving() {
+            return self.end_part(&part, &PromptEnd::Unfinished);
+        }
+        let work = Arc::clone(&part.work);
+        if !self.state.opened.as_ref().is_some_and(|opened| opened.is_for(&work.job)) {
+            if self.state.in_flight > 0 {
+                // Two models at once may not fit the device; and what of the other one failed comes before.
+                self.state.pending.push_front(part);
+                let end = self.ended.recv().expect("the outlet holds a sender");
+                return self.settle(end);
             }
+            self.state.opened = None;
+            match self.open(&work.job) {
+                Ok(opened) => self.state.opened = Some(opened),
+                Err(error) => return self.not_opened(&part, error),
+            }
+        }
+        let model = &mut self.state.opened.as_mut().expect("opened above").model;
+        if let Some(reason) = misfit(&work.job, model) {
+            let failure = Failure { hash: None, kind: FailureKind::Permanent, reason };
+            let _ = self.outlet.notes.send(Note::Refused { serial: work.serial, failure });
+            return;
+        }
+        let layers: Arc<[usize]> = work.job.capture.layers.indices(model.n_layers).into();
+        let n = |&index: &usize| work.job.prompts[index].ids.len();
+        let fits = |prompts, longest| model.engine.fits(prompts, longest);
+        let mut runs = split(&part.prompts, n, layers.len() * model.n_heads, self.batch_bytes, fits);
+        part.prompts = runs.remove(0);
+        for prompts in runs.into_iter().rev() {
+            self.state.pending.push_front(Part { work: Arc::clone(&work), prompts, begun: true });
+        }
+
+        let begin = Instant::now();
+        if self.encoded.wait_for_room().is_err() {
+            return self.end_part(&part, &PromptEnd::Unfinished);
+        }
+        let waited = begin.elapsed();
+        let ids = part.prompts.iter().map(|&index| work.job.prompts[index].ids.clone());
+        let batch = TokenBatch { prompts: ids.collect() };
+        let n_ctx = part.prompts.iter().map(n).max().unwrap_or(0);
+        let began = Event::BatchBegan { prompts: part.prompts.len(), n_ctx };
+        let _ = self.outlet.notes.send(Note::Event(began));
+        self.state.in_flight += 1;
+        let sink = PartSink::new(self.outlet.clone(), part, &layers, waited);
+        let ran = catch_unwind(AssertUnwindSafe(|| {
+            if let Some(took) = model.engine.warm_up(batch.prompts.len(), n_ctx) {
+                let _ = self.outlet.notes.send(Note::Event(Event::WarmedUp { took }));
+            }
+            model.engine.forward(batch, &layers, Box::new(sink));
+        }));
+        if let Err(panic) = ran {
+            self.state.panicked = Some(panic_text(&*panic));
+            // Nobody knows what state it is in; and a part that it has still got ends with it.
+            self.state.opened = None;
         }
     }
 
     fn open(&mut self, job: &Job) -> Result<Opened, OpenError> {
         let begin = Instant::now();
-        let (pin, layers) = (job.model.clone(), job.capture.layers.clone());
+        let (pin, capture) = (job.model.clone(), &job.capture);
         let model =
-            catch_unwind(AssertUnwindSafe(|| self.models.open(&pin, &layers))).unwrap_or_else(|panic| {
+            catch_unwind(AssertUnwindSafe(|| self.models.open(&pin, capture))).unwrap_or_else(|panic| {
                 Err(OpenError {
                     kind: FailureKind::Bug,
                     // Given back, the job would take one worker after the other with it.
@@ -128,166 +215,103 @@ impl<M: Models> ModelThread<M> {
                     reason: format!("opening {} panicked: {}", pin.source, panic_text(&*panic)),
                 })
             })?;
-        let _ = self.notes.send(Note::Event(Event::ModelOpened { pin: pin.clone(), took: begin.elapsed() }));
-        Ok(Opened { pin, layers, model })
+        let opened = Event::ModelOpened { pin: pin.clone(), took: begin.elapsed() };
+        let _ = self.outlet.notes.send(Note::Event(opened));
+        Ok(Opened { pin, layers: capture.layers.clone(), numerics: capture.numerics, model })
     }
 
-    /// Runs one job's prompts, in parts that fit the pattern memory.
-    fn batch(&mut self, model: &mut OpenModel, work: &Work) -> After {
-        let layers: Arc<[usize]> = work.job.capture.layers.indices(model.n_layers).into();
-        let n = |&index: &usize| work.job.prompts[index].ids.len();
-        let mut parts = split_by_bytes(&work.todo, n, layers.len() * model.n_heads, self.batch_bytes);
-        parts.reverse();
-        while let Some(part) = parts.pop() {
-            if self.control.leaving() {
-                self.end_part(work, &part, &PromptEnd::Unfinished);
-                continue;
+    fn not_opened(&mut self, part: &Part, error: OpenError) {
+        match (part.begun, error.scope) {
+            // Some of the job is done: only the rest fails.
+            (true, Scope::Job) => {
+                let failure = |reason: String| Failure { hash: None, kind: error.kind, reason };
+                for &index in &part.prompts {
+                    let hash = part.work.job.prompts[index].hash.clone();
+                    let failure = Failure { hash: Some(hash), ..failure(error.reason.clone()) };
+                    self.end(&part.work, PromptEnd::Failed(failure));
+                }
             }
-            let Err(Interrupted { error, open }) = self.part(model, work, &part, &layers) else { continue };
-            match error {
-                EngineError::Stopped => self.end_part(work, &open, &PromptEnd::Unfinished),
-                EngineError::OutOfMemory(_) | EngineError::Input(_) if open.len() > 1 => {
-                    let (front, back) = open.split_at(open.len() / 2);
-                    parts.extend([back.to_vec(), front.to_vec()]);
-                }
-                EngineError::OutOfMemory(_) | EngineError::Input(_) => {
-                    for index in open {
-                        self.end(work.serial, PromptEnd::Failed(explain(&work.job, index, &error)));
-                    }
-                }
-                EngineError::Bug(_) => {
-                    // One prompt does it; the others are worth a fresh engine.
-                    if open.len() > 1 {
-                        let (front, back) = open.split_at(open.len() / 2);
-                        parts.extend([back.to_vec(), front.to_vec()]);
-                    } else {
-                        for index in open {
-                            self.end(work.serial, PromptEnd::Failed(explain(&work.job, index, &error)));
-                        }
-                    }
-                    if parts.is_empty() {
-                        return After::Reopen;
-                    }
-                    match self.open(&work.job) {
-                        Ok(fresh) => *model = fresh.model,
-                        Err(_) => {
-                            for index in parts.into_iter().flatten() {
-                                self.end(work.serial, PromptEnd::Failed(explain(&work.job, index, &error)));
-                            }
-                            return After::Reopen;
-                        }
-                    }
-                }
-                EngineError::Device(_) => {
-                    for index in open {
-                        self.end(work.serial, PromptEnd::Failed(explain(&work.job, index, &error)));
-                    }
-                    // Nobody knows what state the device is in: the rest of the job is for a fresh engine. Later,
-                    // and counted: given back, it would come again at once and fail at the same place.
-                    let rest = EngineError::Device(format!("it failed earlier in the same job: {error}"));
-                    for &index in parts.iter().flatten() {
-                        self.end(work.serial, PromptEnd::Failed(explain(&work.job, index, &rest)));
-                    }
-                    return After::Reopen;
-                }
+            (false, Scope::Job) | (_, Scope::Worker) => {
+                let _ = self.outlet.notes.send(Note::ModelFailed { serial: part.work.serial, error });
             }
         }
-        After::Continue
     }
 
-    /// Runs the prompts of one part together. A prompt whose layers were all taken by then is in the
-    /// later stages' hands even where the engine fails; the error names the ones that are still open.
-    fn part(
-        &mut self,
-        model: &mut OpenModel,
-        work: &Work,
-        part: &[usize],
-        layers: &Arc<[usize]>,
-    ) -> Result<(), Interrupted> {
-        let begin = Instant::now();
-        if self.encoded.wait_for_room().is_err() {
-            return Err(Interrupted { error: EngineError::Stopped, open: part.to_vec() });
-        }
-        let prompts: Vec<_> = part.iter().map(|&index| work.job.prompts[index].ids.clone()).collect();
-        let tokens = prompts.iter().map(Vec::len).sum();
-        let n_ctx = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let _ = self.notes.send(Note::Event(Event::BatchBegan { prompts: part.len(), n_ctx }));
-        let mut sink = Sink {
-            slots: part.iter().map(|&index| Slot::new(work.serial, &work.job, index, layers)).collect(),
-            taken: vec![0; part.len()],
-            raw: &self.raw,
-            control: &self.control,
-            patterns: &self.patterns,
-            waited: begin.elapsed(),
+    /// Acts on how a part ended: whatever of it is still open is split, failed or tried again.
+    fn settle(&mut self, end: PartEnd) {
+        self.state.in_flight -= 1;
+        let PartEnd { part, open, result } = end;
+        let result = result.unwrap_or_else(|| {
+            let said = self.state.panicked.take();
+            Err(EngineError::Bug(said.unwrap_or_else(|| "the engine dropped a batch".to_owned())))
+        });
+        let error = match result {
+            Ok(()) if open.is_empty() => {
+                let _ = self.outlet.notes.send(Note::DeviceWorked);
+                return;
+            }
+            Ok(()) => EngineError::Bug("the engine ended a batch without giving every layer".to_owned()),
+            Err(error) => error,
         };
-        let batch = TokenBatch { prompts };
-        let ran = catch_unwind(AssertUnwindSafe(|| model.engine.forward(&batch, layers, &mut sink)))
-            .unwrap_or_else(|panic| Err(EngineError::Bug(panic_text(&*panic))));
-        let forward = begin.elapsed().saturating_sub(sink.waited);
-        let _ = self.notes.send(Note::Event(Event::BatchEnded { tokens, forward, waited: sink.waited }));
-        let open: Vec<_> = part
-            .iter()
-            .zip(&sink.taken)
-            .filter(|&(_, &taken)| taken < layers.len())
-            .map(|(&index, _)| index)
-            .collect();
-        match ran {
-            Err(error) => Err(Interrupted { error, open }),
-            Ok(()) if !open.is_empty() => {
-                let error = EngineError::Bug("the engine ended a batch without giving every layer".into());
-                Err(Interrupted { error, open })
+        let work = part.work;
+        match &error {
+            EngineError::Stopped => {
+                self.end_part(&Part { work, prompts: open, begun: true }, &PromptEnd::Unfinished);
             }
-            Ok(()) => Ok(()),
+            EngineError::OutOfMemory(_) | EngineError::Input(_) => self.halve(work, open, &error),
+            EngineError::Bug(_) => {
+                // One prompt does it; the others are worth a fresh engine.
+                self.state.opened = None;
+                self.halve(work, open, &error);
+            }
+            EngineError::Device(reason) => {
+                // Nobody knows what state the device is in: the rest of the job is for a fresh engine. Later, and
+                // counted: given back, it would come again at once and fail at the same place.
+                self.state.opened = None;
+                let rest = EngineError::Device(format!("it failed earlier in the same job: {error}"));
+                self.fail(&work, &open, &error);
+                let (same, others) = std::mem::take(&mut self.state.pending)
+                    .into_iter()
+                    .partition(|pending: &Part| pending.work.serial == work.serial && pending.begun);
+                self.state.pending = others;
+                for part in Vec::from(same) {
+                    self.fail(&work, &part.prompts, &rest);
+                }
+                let _ = self.outlet.notes.send(Note::DeviceFailed { reason: reason.clone() });
+            }
         }
     }
 
-    fn end(&self, serial: Serial, end: PromptEnd) {
-        let _ = self.notes.send(Note::Ended { serial, end, written: None, storage: false });
-    }
-
-    fn end_part(&self, work: &Work, part: &[usize], end: &PromptEnd) {
-        for _ in part {
-            self.end(work.serial, end.clone());
+    /// Tries the two halves of `open` before anything else; a single prompt fails.
+    fn halve(&mut self, work: Arc<Work>, open: Vec<usize>, error: &EngineError) {
+        if open.len() < 2 {
+            return self.fail(&work, &open, error);
+        }
+        let (front, back) = open.split_at(open.len() / 2);
+        for half in [back, front] {
+            self.state.pending.push_front(Part {
+                work: Arc::clone(&work),
+                prompts: half.to_vec(),
+                begun: true,
+            });
         }
     }
-}
 
-#[derive(PartialEq)]
-enum After {
-    Continue,
-    Reopen,
-}
-
-/// A part whose forward pass ended early, with the prompts that are still to be computed.
-struct Interrupted {
-    error: EngineError,
-    open: Vec<usize>,
-}
-
-/// What the engine writes into: waits for room, then passes patterns to the encoders.
-struct Sink<'a> {
-    slots: Vec<Arc<Slot>>,
-    /// Layers taken so far, a number a prompt.
-    taken: Vec<usize>,
-    raw: &'a Arc<ByteBudget>,
-    control: &'a Control,
-    patterns: &'a crossbeam_channel::Sender<RawPattern>,
-    waited: Duration,
-}
-
-impl PatternSink for Sink<'_> {
-    fn take(&mut self, pattern: Pattern) -> Result<(), SinkClosed> {
-        if self.control.leaving() {
-            return Err(SinkClosed);
+    fn fail(&self, work: &Work, prompts: &[usize], error: &EngineError) {
+        for &index in prompts {
+            self.end(work, PromptEnd::Failed(explain(&work.job, index, error)));
         }
-        let begin = Instant::now();
-        let lease = self.raw.acquire(size_of_val(pattern.values.as_slice())).map_err(|_| SinkClosed)?;
-        self.waited += begin.elapsed();
-        let prompt = pattern.prompt;
-        let raw = RawPattern { slot: Arc::clone(&self.slots[prompt]), pattern, lease };
-        self.patterns.send(raw).map_err(|_| SinkClosed)?;
-        self.taken[prompt] += 1;
-        Ok(())
+    }
+
+    fn end_part(&self, part: &Part, end: &PromptEnd) {
+        for _ in &part.prompts {
+            self.end(&part.work, end.clone());
+        }
+    }
+
+    fn end(&self, work: &Work, end: PromptEnd) {
+        let serial = work.serial;
+        let _ = self.outlet.notes.send(Note::Ended { serial, end, written: None, storage: false });
     }
 }
 
@@ -301,36 +325,6 @@ fn misfit(job: &Job, model: &OpenModel) -> Option<String> {
             said.n_layers, said.n_heads, job.model.source, job.model.commit
         )
     })
-}
-
-/// Cuts `indices` (longest first) into runs whose padded patterns fit `limit` bytes:
-/// `n_patterns * run * longest * longest * 4`. A prompt that does not fit alone goes alone.
-fn split_by_bytes(
-    indices: &[usize],
-    n: impl Fn(&usize) -> usize,
-    n_patterns: usize,
-    limit: usize,
-) -> Vec<Vec<usize>> {
-    let mut runs: Vec<Vec<usize>> = Vec::new();
-    let mut longest = 0;
-    for index in indices {
-        let length = n(index);
-        let fits = |run: &Vec<usize>| {
-            let padded = longest.max(length);
-            n_patterns * (run.len() + 1) * padded * padded * size_of::<f32>() <= limit
-        };
-        match runs.last_mut() {
-            Some(run) if fits(run) => {
-                longest = longest.max(length);
-                run.push(*index);
-            }
-            _ => {
-                longest = length;
-                runs.push(vec![*index]);
-            }
-        }
-    }
-    runs
 }
 
 /// Says of one prompt why it was not computed.
@@ -355,20 +349,4 @@ pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text =
         panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     text.unwrap_or("a panic without a message").to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_fit_the_memory_and_keep_the_order() {
-        let n = [100, 80, 80, 10, 10];
-        let bytes = |run: usize, n: usize| 2 * run * n * n * 4;
-        let split = |limit| split_by_bytes(&[0, 1, 2, 3, 4], |&i| n[i], 2, limit);
-        assert_eq!(split(usize::MAX), [vec![0, 1, 2, 3, 4]]);
-        // Two of 100 use the memory up; three padded to 80 take less than they do.
-        assert_eq!(split(bytes(2, 100)), [vec![0, 1], vec![2, 3, 4]]);
-        assert_eq!(split(0), [[0], [1], [2], [3], [4]]);
-    }
 }

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     encode::{Compression, Encoder, PatternView},
-    engine::Pattern,
+    engine::{Layout, Pattern},
 };
 
 /// A pattern on its way to an encoder.
@@ -123,8 +123,18 @@ impl Encoders {
     }
 }
 
-/// `values` as an npy file holds them. Stacked arrays are not compressed: they are plain npy files.
-fn bytes_of(values: &[f32], dtype: Dtype) -> Vec<u8> {
+fn view(pattern: &Pattern) -> PatternView<'_> {
+    let (values, n_heads, n) = (pattern.values.as_slice(), pattern.n_heads, pattern.n);
+    match pattern.layout {
+        Layout::Square => PatternView::new(values, n_heads, n),
+        Layout::Causal => PatternView::packed_causal(values, n_heads, n),
+    }
+}
+
+/// A pattern as an npy file holds it. Stacked arrays are not compressed: they are plain npy files.
+fn bytes_of(pattern: &Pattern, dtype: Dtype) -> Vec<u8> {
+    let square = (pattern.layout == Layout::Causal).then(|| pattern.to_square());
+    let values = square.as_deref().unwrap_or_else(|| pattern.values.as_slice());
     match dtype {
         Dtype::Float32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
         Dtype::Float16 => values.iter().flat_map(|&value| f16::from_f32(value).to_le_bytes()).collect(),
@@ -153,13 +163,12 @@ impl Stage {
             let capture = &slot.job.capture;
             let encoded = catch_unwind(AssertUnwindSafe(|| match capture.layout {
                 ArrayLayout::PerLayer => {
-                    let view = PatternView::new(&pattern.values, pattern.n_heads, pattern.n);
                     let name = layer_entry_name(pattern.layer);
-                    Part::Entry(encoders.of(capture.dtype).encode(&name, view))
+                    Part::Entry(encoders.of(capture.dtype).encode(&name, view(&pattern)))
                 }
-                ArrayLayout::Stacked => Part::Values(bytes_of(&pattern.values, capture.dtype)),
+                ArrayLayout::Stacked => Part::Values(bytes_of(&pattern, capture.dtype)),
             }));
-            let raw_bytes = size_of_val(pattern.values.as_slice()) as u64;
+            let raw_bytes = (Layout::Square.len(pattern.n_heads, pattern.n) * size_of::<f32>()) as u64;
             let layer = pattern.layer;
             drop(pattern);
             drop(lease);

@@ -13,11 +13,11 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU8, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use common::{
@@ -34,14 +34,17 @@ mod commit;
 mod compute;
 mod encoding;
 mod hand;
+mod part;
+mod split;
 
 pub use commit::{Admission, Commit, CommitError, Hold, Part};
 pub use compute::{Models, OpenError, OpenModel, Scope};
 
 use budget::ByteBudget;
-use compute::{ModelThread, Work};
+use compute::{ModelThread, State, Work};
 pub use hand::PromptEnd;
 use hand::{Finished, Hands, Serial};
+use part::Outlet;
 
 /// How wide the pipeline is.
 #[derive(Clone, Debug)]
@@ -79,11 +82,16 @@ pub enum Event {
         /// Its longest sequence.
         n_ctx: usize,
     },
+    /// The device compiled and tuned its kernels for a new shape of batch.
+    WarmedUp {
+        /// Time it took.
+        took: Duration,
+    },
     /// A forward pass ended, well or not.
     BatchEnded {
         /// Tokens in it.
         tokens: usize,
-        /// Time computing.
+        /// Time computing and reading back. Passes overlap on a device; no time counts for two.
         forward: Duration,
         /// Time waiting for room in the byte budgets.
         waited: Duration,
@@ -162,6 +170,17 @@ pub enum ServeError {
     /// This worker cannot open the model.
     #[error("{0}")]
     Model(OpenError),
+    /// The device fails in one batch after the other.
+    #[error(
+        "the device failed {failures} times in a row, so nothing more is computed; the last time: {last}; see what \
+         nvidia-smi and the system's log say, and start the worker again"
+    )]
+    Device {
+        /// How often.
+        failures: usize,
+        /// The last one's reason.
+        last: String,
+    },
     /// Commits fail one after the other.
     #[error("{failures} commits in a row failed, so nothing more is computed; the last one: {last}")]
     Storage {
@@ -184,6 +203,8 @@ pub enum End {
 /// Jobs in a row whose model cannot be opened after which this worker counts as unfit: on a node without the models
 /// it would send every job of a queue away.
 const MODEL_PATIENCE: usize = 3;
+/// Device failures in a row after which this worker counts as unfit: every job it touched would lose a try.
+const DEVICE_PATIENCE: usize = 3;
 /// Commit failures in a row after which computing more would be a waste of the device.
 const STORAGE_PATIENCE: usize = 8;
 
@@ -215,6 +236,7 @@ where
         drained: false,
         storage_failures: 0,
         model_failures: 0,
+        device_failures: 0,
         fault: None,
         observe,
     };
@@ -227,6 +249,8 @@ enum Note {
     Event(Event),
     Ended { serial: Serial, end: PromptEnd, written: Option<Written>, storage: bool },
     ModelFailed { serial: Serial, error: OpenError },
+    DeviceWorked,
+    DeviceFailed { reason: String },
     Refused { serial: Serial, failure: Failure },
 }
 
@@ -244,6 +268,7 @@ struct Loop<Q: Consume, C, F> {
     drained: bool,
     storage_failures: usize,
     model_failures: usize,
+    device_failures: usize,
     fault: Option<ServeError>,
     observe: F,
 }
@@ -417,6 +442,17 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
                 let finished = self.hands.refuse(serial, failure);
                 self.settle(serial, finished).await
             }
+            Note::DeviceWorked => {
+                self.device_failures = 0;
+                Ok(())
+            }
+            Note::DeviceFailed { reason: last } => {
+                self.device_failures += 1;
+                if self.device_failures >= DEVICE_PATIENCE {
+                    self.stop_for(ServeError::Device { failures: self.device_failures, last });
+                }
+                Ok(())
+            }
             Note::Refused { serial, failure } => {
                 let finished = self.hands.refuse(serial, failure);
                 self.settle(serial, finished).await
@@ -505,7 +541,7 @@ impl Control {
 
 /// The threads between the work channel and the channel of notes.
 struct Pipeline {
-    work: mpsc::Sender<Work>,
+    work: crossbeam_channel::Sender<Work>,
     control: Arc<Control>,
     /// Ends with the pipeline.
     _watch: AbortOnDrop,
@@ -520,7 +556,7 @@ impl Pipeline {
     ) -> (Self, mpsc::UnboundedReceiver<Note>) {
         let (notes, heard) = mpsc::unbounded_channel();
         // As many as may be in hand, so that handing work over never waits.
-        let (work, work_taken) = mpsc::channel(options.jobs_ahead.max(1));
+        let (work, work_taken) = crossbeam_channel::bounded(options.jobs_ahead.max(1));
         let (patterns, patterns_taken) = crossbeam_channel::unbounded();
         let (whole, whole_taken) = crossbeam_channel::unbounded();
         let (spare, spare_taken) = crossbeam_channel::bounded(2 * options.encoders.max(1));
@@ -528,14 +564,21 @@ impl Pipeline {
         let raw = ByteBudget::new(options.raw_bytes);
         let encoded = ByteBudget::new(options.encoded_bytes);
 
+        let (part_ended, ended) = crossbeam_channel::unbounded();
         let model = ModelThread {
             models,
-            control: Arc::clone(&control),
-            raw: Arc::clone(&raw),
             encoded: Arc::clone(&encoded),
             batch_bytes: options.batch_bytes,
-            patterns,
-            notes: notes.clone(),
+            outlet: Outlet {
+                control: Arc::clone(&control),
+                raw: Arc::clone(&raw),
+                patterns,
+                notes: notes.clone(),
+                ended: part_ended,
+                last_end: Arc::new(Mutex::new(Instant::now())),
+            },
+            ended,
+            state: State::default(),
         };
         spawn("model".to_owned(), move || model.run(work_taken));
         for i in 0..options.encoders.max(1) {

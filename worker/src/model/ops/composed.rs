@@ -1,18 +1,38 @@
-//! Every operation from burn's own tensor operations: right on any device, fast where those are.
+//! Every operation from burn's tensor operations and our few of [`device`]: right on any device, fast where those are.
 //! The native kernels are tested against these.
 
-use burn::tensor::{Bool, Tensor, TensorData, activation};
-use common::model::spec::{Activation, NormKind, RotaryPairs};
+use burn::tensor::{FloatDType, Tensor, TensorData, activation};
+use common::{
+    capture::{ComputeDtype, Numerics},
+    model::spec::{Activation, NormKind, RotaryPairs},
+};
 
-use super::{Attended, Heads, ScoreRule};
+use super::{
+    Attended, Heads, ScoreRule,
+    device::{self, RowRule},
+};
 use crate::model::{
     batch::Group,
     rotary::RotaryTable,
     weights::{Linear, NormWeights},
 };
 
-pub(super) fn linear(x: Tensor<2>, linear: &Linear) -> Tensor<2> {
-    let product = x.matmul(linear.weight.clone());
+/// `x` as a product takes it in.
+pub(super) fn operand<const D: usize>(x: Tensor<D>, numerics: Numerics) -> Tensor<D> {
+    match numerics.compute_dtype {
+        ComputeDtype::Float32 => x,
+        ComputeDtype::Bf16 => x.cast(FloatDType::BF16),
+        ComputeDtype::F16 => x.cast(FloatDType::F16),
+    }
+}
+
+fn product<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>, numerics: Numerics) -> Tensor<D> {
+    device::product(operand(lhs, numerics), operand(rhs, numerics), numerics.matmul_precision)
+}
+
+pub(super) fn linear(x: Tensor<2>, linear: &Linear, numerics: Numerics) -> Tensor<2> {
+    // The weight was made an operand when it was loaded.
+    let product = device::product(operand(x, numerics), linear.weight.clone(), numerics.matmul_precision);
     match &linear.bias {
         None => product,
         Some(bias) => product + bias.clone().unsqueeze(),
@@ -100,12 +120,22 @@ pub(super) fn rotate(
     if rest == 0 { turned } else { Tensor::cat(vec![turned, x.slice([0..rows, rotated..total])], 1) }
 }
 
-pub(super) fn attend(qkv: Tensor<2>, heads: Heads, rule: &ScoreRule, groups: &[Group]) -> Attended {
+pub(super) fn attend(
+    qkv: Tensor<2>,
+    heads: Heads,
+    rule: &ScoreRule,
+    groups: &[Group],
+    numerics: Numerics,
+) -> Attended {
     let Heads { query, key, width } = heads;
     let [_, total] = qkv.dims();
     let has_values = total == (query + 2 * key) * width;
     let repeat = query / key;
     let device = qkv.device();
+    let slopes = rule.slopes.clone().unwrap_or_else(|| vec![0.0; query]);
+    let slopes = Tensor::<1>::from_data(TensorData::new(slopes, [query]), &device);
+    let ScoreRule { scale, softcap, window, .. } = *rule;
+    let rule = RowRule { scale, softcap, window, sloped: rule.slopes.is_some() };
     let mut patterns = Vec::with_capacity(groups.len());
     let mut mixed = Vec::with_capacity(groups.len());
     for group in groups {
@@ -119,34 +149,12 @@ pub(super) fn attend(qkv: Tensor<2>, heads: Heads, rule: &ScoreRule, groups: &[G
         };
         // Query heads that share a key head are stacked along the sequence: [batch, key, repeat * seq, width].
         let q = part(0, query).reshape([batch, key, repeat * seq, width]);
-        let scores = q.matmul(part(query, key).swap_dims(2, 3)).reshape([batch, query, seq, seq]);
-        let mut scores = scores * rule.scale;
-        if let Some(cap) = rule.softcap {
-            scores = (scores / cap).tanh() * cap;
-        }
-        if let Some(slopes) = &rule.slopes {
-            let bias: Vec<f32> = slopes
-                .iter()
-                .flat_map(|slope| {
-                    (0..seq * seq).map(move |at| slope * ((at % seq) as f32 - (at / seq) as f32))
-                })
-                .collect();
-            scores = scores + Tensor::from_data(TensorData::new(bias, [1, query, seq, seq]), &device);
-        }
-        let hidden: Vec<bool> = (0..seq * seq)
-            .map(|at| {
-                let (query, key) = (at / seq, at % seq);
-                key > query || rule.window.is_some_and(|window| key + window <= query)
-            })
-            .collect();
-        let hidden = Tensor::<4, Bool>::from_data(TensorData::new(hidden, [1, 1, seq, seq]), &device);
-        let pattern = activation::softmax(scores.mask_fill(hidden, f32::NEG_INFINITY), 3);
+        let products = product(q, part(query, key).swap_dims(2, 3), numerics);
+        let products = products.reshape([batch, query, seq, seq]);
+        let pattern = device::masked_softmax(products, slopes.clone(), rule);
         if has_values {
-            let out = pattern
-                .clone()
-                .reshape([batch, key, repeat * seq, seq])
-                .matmul(part(query + key, key))
-                .reshape([batch, query, seq, width]);
+            let weights = pattern.clone().reshape([batch, key, repeat * seq, seq]);
+            let out = product(weights, part(query + key, key), numerics).reshape([batch, query, seq, width]);
             mixed.push(out.swap_dims(1, 2).reshape([batch * seq, query * width]));
         }
         patterns.push(pattern);

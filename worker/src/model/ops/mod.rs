@@ -1,14 +1,17 @@
 //! The operations of a forward pass, behind one set of functions for every device.
 //!
 //! [`native`] is kernels of our own on burn's CPU backend. [`composed`] builds the same from burn's tensor
-//! operations and runs anywhere. Shapes: activations are `[rows, width]`, `rows` running over the tokens of all
+//! operations and the few of [`device`], and runs anywhere. Shapes: activations are `[rows, width]`, `rows` running over the tokens of all
 //! prompts of a pass; patterns are `[batch, head, query, key]`.
 
 mod composed;
+mod device;
 mod native;
 
+pub(super) use device::causal_halves;
+
 use burn::tensor::{Device, Tensor, TensorData};
-use common::model::spec::Activation;
+use common::{capture::Numerics, model::spec::Activation};
 
 use super::{
     batch::Group,
@@ -21,8 +24,8 @@ use super::{
 pub(super) enum Ops {
     /// By our own kernels, on the CPU.
     Native,
-    /// From burn's own operations, on any device.
-    Composed,
+    /// From burn's operations, on any device.
+    Composed(Numerics),
 }
 
 /// How the width of a QKV projection's output divides into heads.
@@ -62,18 +65,22 @@ impl Ops {
     pub(super) fn linear_weight(self, weight: Vec<f32>, shape: [usize; 2], device: &Device) -> Tensor<2> {
         let (weight, shape) = match self {
             Ops::Native => native::pack(&weight, shape),
-            Ops::Composed => (weight, shape),
+            Ops::Composed(_) => (weight, shape),
         };
-        Tensor::from_data(TensorData::new(weight, shape), device)
+        let weight = Tensor::from_data(TensorData::new(weight, shape), device);
+        match self {
+            Ops::Native => weight,
+            Ops::Composed(numerics) => composed::operand(weight, numerics),
+        }
     }
 
     /// `act(x W + b)`: `[rows, d_in]` to `[rows, d_out]`.
     pub(super) fn linear(self, x: Tensor<2>, linear: &Linear, activation: Option<Activation>) -> Tensor<2> {
         match self {
             Ops::Native => native::linear(x, linear, activation, None),
-            Ops::Composed => match activation {
-                None => composed::linear(x, linear),
-                Some(activation) => composed::activate(composed::linear(x, linear), activation),
+            Ops::Composed(numerics) => match activation {
+                None => composed::linear(x, linear, numerics),
+                Some(activation) => composed::activate(composed::linear(x, linear, numerics), activation),
             },
         }
     }
@@ -82,7 +89,7 @@ impl Ops {
     pub(super) fn linear_onto(self, onto: Tensor<2>, x: Tensor<2>, linear: &Linear) -> Tensor<2> {
         match self {
             Ops::Native => native::linear(x, linear, None, Some(onto)),
-            Ops::Composed => onto + composed::linear(x, linear),
+            Ops::Composed(numerics) => onto + composed::linear(x, linear, numerics),
         }
     }
 
@@ -90,7 +97,7 @@ impl Ops {
     pub(super) fn norm(self, x: Tensor<2>, norm: &NormWeights) -> Tensor<2> {
         match self {
             Ops::Native => native::norm(x, norm),
-            Ops::Composed => composed::norm(x, norm),
+            Ops::Composed(_) => composed::norm(x, norm),
         }
     }
 
@@ -98,7 +105,7 @@ impl Ops {
     pub(super) fn gate(self, x: Tensor<2>, activation: Activation) -> Tensor<2> {
         match self {
             Ops::Native => native::gate(x, activation),
-            Ops::Composed => composed::gate(x, activation),
+            Ops::Composed(_) => composed::gate(x, activation),
         }
     }
 
@@ -113,7 +120,7 @@ impl Ops {
     ) -> Tensor<2> {
         match self {
             Ops::Native => native::rotate(x, heads, width, table, groups),
-            Ops::Composed => composed::rotate(x, heads, width, table, groups),
+            Ops::Composed(_) => composed::rotate(x, heads, width, table, groups),
         }
     }
 
@@ -121,7 +128,7 @@ impl Ops {
     pub(super) fn attend(self, qkv: Tensor<2>, heads: Heads, rule: &ScoreRule, groups: &[Group]) -> Attended {
         match self {
             Ops::Native => native::attend(qkv, heads, rule, groups),
-            Ops::Composed => composed::attend(qkv, heads, rule, groups),
+            Ops::Composed(numerics) => composed::attend(qkv, heads, rule, groups, numerics),
         }
     }
 }

@@ -1,0 +1,113 @@
+//! Matrix products on a GPU, as exact as they are asked for.
+//!
+//! burn's own choice of a kernel takes tensor cores for float32 where it finds them faster, and those round to TF32. For
+//! exact products the choice is among cubek's kernels that use none, and is burn's in every other respect: measured
+//! once for each class of shapes, and kept.
+
+use burn::{
+    backend::cubecl::dtype_to_storage_type,
+    cubecl::{
+        self as cubecl,
+        tune::{LocalTuner, Tunable, TunableSet, TuneGroup, local_tuner},
+    },
+    tensor::DType,
+};
+use burn_cubecl::{
+    CubeTuneId,
+    kernel::matmul::{MatmulStrategy, init_matmul_output, matmul},
+    tensor::CubeTensor,
+};
+use common::capture::MatmulPrecision;
+use cubek_matmul::{
+    definition::{MatmulElems, MatmulGlobalElems},
+    launch::launch_ref,
+    multi_level::{
+        Strategy,
+        routines::{
+            TileSizeSelection,
+            batch::{double_unit::DoubleUnitSelectionArgs, simple_unit::SimpleUnitSelectionArgs},
+        },
+    },
+    routine::BlueprintStrategy,
+    tune_key::{MatmulAutotuneKey, MatmulGlobalScale},
+};
+use cubek_std::InputBinding;
+
+type Operands = (CubeTensor, CubeTensor, CubeTensor);
+
+/// `lhs rhs` in float32.
+pub(super) fn launch(lhs: CubeTensor, rhs: CubeTensor, precision: MatmulPrecision) -> CubeTensor {
+    match (lhs.dtype, precision) {
+        (DType::F32, MatmulPrecision::Float32) => exact(lhs, rhs),
+        // Halves lose nothing on tensor cores, which sum in float32.
+        _ => matmul(lhs, rhs, None, MatmulStrategy::default(), DType::F32)
+            .unwrap_or_else(|error| panic!("no kernel for a matrix product: {error:?}")),
+    }
+}
+
+fn exact(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
+    static TUNER: LocalTuner<MatmulAutotuneKey, CubeTuneId> = local_tuner!("lenspool-float32-product");
+    let out = init_matmul_output(&lhs, &rhs, DType::F32);
+    let client = lhs.client.clone();
+    let id = CubeTuneId::new(&lhs.client, &lhs.device);
+    let tunables = TUNER.init(&id, candidates);
+    TUNER.execute(&id, &client, tunables, (lhs, rhs, out.clone()));
+    out
+}
+
+/// Kernels without tensor cores. The first is what is taken where nothing else works: slow, and right for any shape.
+fn candidates() -> TunableSet<MatmulAutotuneKey, Operands, ()> {
+    let units = TuneGroup::<MatmulAutotuneKey>::new("unit", |_| 1);
+    let mut set = TunableSet::new(key, |_: &MatmulAutotuneKey, (lhs, rhs, out): &Operands| {
+        (lhs.clone(), rhs.clone(), out.copy())
+    });
+    set = set.with(candidate(Strategy::Naive).group(&units, |key| match key.analysis.scale_global {
+        MatmulGlobalScale::Small => 1,
+        // Trying it would take longer than the work.
+        _ => 0,
+    }));
+    for tile_size in [TileSizeSelection::MaxTileSize, TileSizeSelection::MinTileSize] {
+        let simple = SimpleUnitSelectionArgs { tile_size };
+        let double = DoubleUnitSelectionArgs { tile_size };
+        for strategy in [
+            Strategy::SimpleUnit(BlueprintStrategy::Inferred(simple)),
+            Strategy::DoubleUnit(BlueprintStrategy::Inferred(double)),
+        ] {
+            set = set.with(candidate(strategy).group(&units, |_| 1));
+        }
+    }
+    set
+}
+
+fn candidate(strategy: Strategy) -> Tunable<MatmulAutotuneKey, Operands, ()> {
+    Tunable::new(&strategy.to_string(), move |operands: Operands| run(&strategy, operands))
+}
+
+fn run(strategy: &Strategy, (lhs, rhs, out): Operands) -> Result<(), String> {
+    let elem = |tensor: &CubeTensor| dtype_to_storage_type(tensor.dtype);
+    let globals = MatmulGlobalElems { lhs: elem(&lhs), rhs: elem(&rhs), out: elem(&out) };
+    let mut elems = MatmulElems::from_globals(&globals);
+    let client = out.client.clone();
+    let lhs = InputBinding::new(lhs.binding(), globals.lhs);
+    let rhs = InputBinding::new(rhs.binding(), globals.rhs);
+    launch_ref(&strategy.clone().into(), &client, lhs, rhs, out.binding(), &mut elems)
+        .map_err(|error| format!("{error:?}"))
+}
+
+fn key((lhs, rhs, out): &Operands) -> MatmulAutotuneKey {
+    let elem = |tensor: &CubeTensor| dtype_to_storage_type(tensor.dtype);
+    MatmulAutotuneKey::generate(
+        &lhs.client,
+        lhs.meta.shape(),
+        rhs.meta.shape(),
+        lhs.meta.strides(),
+        rhs.meta.strides(),
+        lhs.meta.tiling,
+        rhs.meta.tiling,
+        elem(lhs),
+        elem(rhs),
+        elem(out),
+        None,
+        None,
+    )
+}
