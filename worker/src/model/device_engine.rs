@@ -81,10 +81,15 @@ fn places(model: &Transformer, batch: &TokenBatch, group: &Group) -> Places {
 
 impl Engine for DeviceEngine {
     fn forward(&mut self, batch: TokenBatch, layers: &[usize], sink: Box<dyn PatternSink>) {
+        if self.readback.ran_out_of_memory() {
+            // What pools keep for shapes that are past may be what is missing.
+            self.model.device.memory_cleanup();
+        }
         let open = self.readback.begin(sink);
         let longest = batch.prompts.iter().map(Vec::len).max().unwrap_or(0);
         let possible = self.footprint.check(batch.prompts.len(), longest);
-        let result = possible.and_then(|()| launch(&mut self.model, &batch, layers, &mut |halves| open.take(halves)));
+        let result =
+            possible.and_then(|()| launch(&mut self.model, &batch, layers, &mut |halves| open.take(halves)));
         open.end(result);
     }
 

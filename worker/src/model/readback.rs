@@ -48,6 +48,7 @@ enum Message {
 pub(super) struct Readback {
     messages: Option<SyncSender<Message>>,
     thread: Option<JoinHandle<()>>,
+    out_of_memory: Arc<AtomicBool>,
 }
 
 /// A batch whose layers are on their way.
@@ -60,10 +61,17 @@ impl Readback {
     /// `card` describes the device, for errors.
     pub(super) fn start(card: String) -> Self {
         let (messages, taken) = sync_channel(LAYERS_AHEAD);
-        let read = move || Reader { card, current: None }.run(&taken);
+        let out_of_memory = Arc::new(AtomicBool::new(false));
+        let reader = Reader { card, current: None, out_of_memory: Arc::clone(&out_of_memory) };
+        let read = move || reader.run(&taken);
         let thread = Builder::new().name("readback".to_owned()).spawn(read);
         let thread = thread.expect("the system gives a thread when a model is opened");
-        Readback { messages: Some(messages), thread: Some(thread) }
+        Readback { messages: Some(messages), thread: Some(thread), out_of_memory }
+    }
+
+    /// Whether a batch ran out of memory since this was last asked.
+    pub(super) fn ran_out_of_memory(&self) -> bool {
+        self.out_of_memory.swap(false, Ordering::Relaxed)
     }
 
     /// Begins a batch. The one before must have ended.
@@ -105,6 +113,7 @@ impl Drop for Readback {
 struct Reader {
     card: String,
     current: Option<Batch>,
+    out_of_memory: Arc<AtomicBool>,
 }
 
 struct Batch {
@@ -122,8 +131,11 @@ impl Reader {
                 }
                 (Message::Layer(halves), Some(batch)) if batch.result.is_ok() => {
                     batch.result = read(halves, &mut *batch.sink, &self.card);
-                    if batch.result.is_err() {
+                    if let Err(error) = &batch.result {
                         batch.failed.store(true, Ordering::Relaxed);
+                        if matches!(error, EngineError::OutOfMemory(_)) {
+                            self.out_of_memory.store(true, Ordering::Relaxed);
+                        }
                     }
                 }
                 // What comes after a failure is not worth the bus.

@@ -89,6 +89,8 @@ pub(super) struct State {
     pending: VecDeque<Part>,
     /// Parts that the engine has and has not ended.
     in_flight: usize,
+    /// Whether one of them is suspect: then it is the only one.
+    suspect_in_flight: bool,
     /// What the engine panicked with, until the part it had then has ended.
     panicked: Option<String>,
 }
@@ -136,7 +138,7 @@ impl<M: Models> ModelThread<M> {
 
     fn accept(&mut self, work: Work) {
         let prompts = work.todo.clone();
-        let part = Part { work: Arc::new(work), prompts, begun: false };
+        let part = Part { work: Arc::new(work), prompts, begun: false, suspect: false };
         if self.outlet.control.stopping() {
             self.end_part(&part, &PromptEnd::Unfinished);
         } else {
@@ -150,13 +152,15 @@ impl<M: Models> ModelThread<M> {
             return self.end_part(&part, &PromptEnd::Unfinished);
         }
         let work = Arc::clone(&part.work);
-        if !self.state.opened.as_ref().is_some_and(|opened| opened.is_for(&work.job)) {
-            if self.state.in_flight > 0 {
-                // Two models at once may not fit the device; and what of the other one failed comes before.
-                self.state.pending.push_front(part);
-                let end = self.ended.recv().expect("the outlet holds a sender");
-                return self.settle(end);
-            }
+        let same = self.state.opened.as_ref().is_some_and(|opened| opened.is_for(&work.job));
+        // Two models at once may not fit the device, and a part that may break the engine must not break another's.
+        let alone = !same || part.suspect || self.state.suspect_in_flight;
+        if alone && self.state.in_flight > 0 {
+            self.state.pending.push_front(part);
+            let end = self.ended.recv().expect("the outlet holds a sender");
+            return self.settle(end);
+        }
+        if !same {
             self.state.opened = None;
             match self.open(&work.job) {
                 Ok(opened) => self.state.opened = Some(opened),
@@ -175,7 +179,8 @@ impl<M: Models> ModelThread<M> {
         let mut runs = split(&part.prompts, n, layers.len() * model.n_heads, self.batch_bytes, fits);
         part.prompts = runs.remove(0);
         for prompts in runs.into_iter().rev() {
-            self.state.pending.push_front(Part { work: Arc::clone(&work), prompts, begun: true });
+            let suspect = part.suspect;
+            self.state.pending.push_front(Part { work: Arc::clone(&work), prompts, begun: true, suspect });
         }
 
         let begin = Instant::now();
@@ -188,14 +193,15 @@ impl<M: Models> ModelThread<M> {
         let n_ctx = part.prompts.iter().map(n).max().unwrap_or(0);
         let began = Event::BatchBegan { prompts: part.prompts.len(), n_ctx };
         let _ = self.outlet.notes.send(Note::Event(began));
+        // What panics here panics again in the pass itself, where it is told.
+        let warmed = catch_unwind(AssertUnwindSafe(|| model.engine.warm_up(batch.prompts.len(), n_ctx)));
+        if let Ok(Some(took)) = warmed {
+            let _ = self.outlet.notes.send(Note::Event(Event::WarmedUp { took }));
+        }
         self.state.in_flight += 1;
-        let sink = PartSink::new(self.outlet.clone(), part, &layers, waited);
-        let ran = catch_unwind(AssertUnwindSafe(|| {
-            if let Some(took) = model.engine.warm_up(batch.prompts.len(), n_ctx) {
-                let _ = self.outlet.notes.send(Note::Event(Event::WarmedUp { took }));
-            }
-            model.engine.forward(batch, &layers, Box::new(sink));
-        }));
+        self.state.suspect_in_flight = part.suspect;
+        let sink = Box::new(PartSink::new(self.outlet.clone(), part, &layers, waited));
+        let ran = catch_unwind(AssertUnwindSafe(|| model.engine.forward(batch, &layers, sink)));
         if let Err(panic) = ran {
             self.state.panicked = Some(panic_text(&*panic));
             // Nobody knows what state it is in; and a part that it has still got ends with it.
@@ -240,29 +246,36 @@ impl<M: Models> ModelThread<M> {
     /// Acts on how a part ended: whatever of it is still open is split, failed or tried again.
     fn settle(&mut self, end: PartEnd) {
         self.state.in_flight -= 1;
+        self.state.suspect_in_flight = false;
         let PartEnd { part, open, result } = end;
-        let result = result.unwrap_or_else(|| {
-            let said = self.state.panicked.take();
-            Err(EngineError::Bug(said.unwrap_or_else(|| "the engine dropped a batch".to_owned())))
-        });
-        let error = match result {
-            Ok(()) if open.is_empty() => {
-                let _ = self.outlet.notes.send(Note::DeviceWorked);
-                return;
-            }
-            Ok(()) => EngineError::Bug("the engine ended a batch without giving every layer".to_owned()),
-            Err(error) => error,
-        };
-        let work = part.work;
+        let error =
+            match result.or_else(|| self.state.panicked.take().map(|said| Err(EngineError::Bug(said)))) {
+                None if part.suspect => EngineError::Bug("the engine dropped a batch".to_owned()),
+                None => {
+                    // It may have been another one: this one is tried once more, alone.
+                    self.state.opened = None;
+                    let again = Part { prompts: open, begun: true, suspect: true, ..part };
+                    return self.state.pending.push_front(again);
+                }
+                Some(Ok(())) if open.is_empty() => {
+                    let _ = self.outlet.notes.send(Note::DeviceWorked);
+                    return;
+                }
+                Some(Ok(())) => {
+                    EngineError::Bug("the engine ended a batch without giving every layer".to_owned())
+                }
+                Some(Err(error)) => error,
+            };
+        let (work, suspect) = (part.work, part.suspect);
         match &error {
             EngineError::Stopped => {
-                self.end_part(&Part { work, prompts: open, begun: true }, &PromptEnd::Unfinished);
+                self.end_part(&Part { work, prompts: open, begun: true, suspect }, &PromptEnd::Unfinished);
             }
-            EngineError::OutOfMemory(_) | EngineError::Input(_) => self.halve(work, open, &error),
+            EngineError::OutOfMemory(_) | EngineError::Input(_) => self.halve(work, open, suspect, &error),
             EngineError::Bug(_) => {
                 // One prompt does it; the others are worth a fresh engine.
                 self.state.opened = None;
-                self.halve(work, open, &error);
+                self.halve(work, open, suspect, &error);
             }
             EngineError::Device(reason) => {
                 // Nobody knows what state the device is in: the rest of the job is for a fresh engine. Later, and
@@ -283,7 +296,7 @@ impl<M: Models> ModelThread<M> {
     }
 
     /// Tries the two halves of `open` before anything else; a single prompt fails.
-    fn halve(&mut self, work: Arc<Work>, open: Vec<usize>, error: &EngineError) {
+    fn halve(&mut self, work: Arc<Work>, open: Vec<usize>, suspect: bool, error: &EngineError) {
         if open.len() < 2 {
             return self.fail(&work, &open, error);
         }
@@ -293,6 +306,7 @@ impl<M: Models> ModelThread<M> {
                 work: Arc::clone(&work),
                 prompts: half.to_vec(),
                 begun: true,
+                suspect,
             });
         }
     }

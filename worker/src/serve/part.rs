@@ -25,6 +25,8 @@ pub(super) struct Part {
     pub(super) prompts: Vec<usize>,
     /// Whether some of the job's prompts have been through the engine before.
     pub(super) begun: bool,
+    /// Whether an engine broke while it had this part: this one or another one did it, so now it goes alone.
+    pub(super) suspect: bool,
 }
 
 /// How a part ended.
