@@ -62,7 +62,7 @@ struct LateEngine {
 
 impl LateEngine {
     fn new(mut engine: FakeEngine) -> Self {
-        let (batches, taken) = mpsc::sync_channel(1);
+        let (batches, taken) = mpsc::sync_channel::<(TokenBatch, Vec<usize>, Box<dyn PatternSink>)>(1);
         let thread = std::thread::spawn(move || {
             for (batch, layers, sink) in taken {
                 engine.forward(batch, &layers, sink);

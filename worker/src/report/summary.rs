@@ -158,9 +158,13 @@ impl ModelSummary {
                 rate(t.tokens as f64, wall)
             );
             let s = &t.seconds;
+            // Only a GPU's kernels are compiled as they are met.
+            let warm_up =
+                if s.warm_up > 0.0 { format!("warm-up {}, ", seconds(s.warm_up)) } else { String::new() };
             let _ = writeln!(
                 out,
-                "  prepare {}, load {}, forward {}, waiting {}; beside it on other threads: encode {}, commit {}",
+                "  prepare {}, load {}, {warm_up}forward {}, waiting {}; beside it on other threads: encode {}, \
+                 commit {}",
                 seconds(self.prepare_seconds),
                 seconds(s.load),
                 seconds(s.forward),
