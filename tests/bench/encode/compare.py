@@ -1,12 +1,12 @@
 """How fast and how small encoders write the arrays of npz files: compare.py WORKER FILE.npz...
 
 Run it through `run`, which makes what it needs. Each encoder gets the same arrays on one core, in turn, for at least
-three rounds and a second; its fastest round counts. numpy is `savez_compressed` into memory; the libraries get the
+two rounds and half a second; its fastest round counts. numpy is `savez_compressed` into memory; the libraries get the
 bytes of each array as one raw deflate stream and no checksum, which is in their favour; `worker bench encode` includes
 checksums. Theirs is processor time and the worker's wall time, so other load on the machine does not count against
 them. Prints a Markdown table: speed in uncompressed MB/s and as a multiple of numpy's, ratio, and size beside numpy's.
-Exits with 1 where the worker misses its targets: 25 times numpy's speed at no more than numpy's size; of data that
-repeat (`patterns.REPEATING`), the size alone, as they take a general deflate.
+Exits with 1 where the worker misses its targets: 25 times numpy's speed at no more than numpy's size; of very sharp
+heads and data that repeat (`patterns.REPEATING`), numpy's speed, as every token there is worth a search.
 """
 
 import io
@@ -26,9 +26,12 @@ from zlib_ng import zlib_ng
 from patterns import REPEATING
 
 SPEED_TARGET = 25
-ROUNDS = 3
+# Of what is not softmax output with noise in every value.
+OTHER_SPEED_TARGET = 1
+OTHERS = ("sharp", *REPEATING)
+ROUNDS = 2
 # Small arrays get more rounds: as the worker's do.
-SECONDS = 1
+SECONDS = 0.5
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -98,11 +101,12 @@ def main(worker: str, files: list[str]) -> int:
             beside = ratio / (numpy_size / total) - 1
             print(f"| {data} | {name} | {speed:,.0f} | {speed / numpy_speed:.1f} | {ratio:.4f} | {beside:+.2%} |", flush=True)
         speed, ratio = rows[-1][1:]
-        slow = speed < SPEED_TARGET * numpy_speed and data.rsplit("-", 1)[0] not in REPEATING
-        if slow or ratio > numpy_size / total:
-            missed.append(data)
-    if missed:
-        print(f"missed {SPEED_TARGET} times numpy's speed, or numpy's size, on: {', '.join(missed)}", file=sys.stderr)
+        target = OTHER_SPEED_TARGET if data.rsplit("-", 1)[0] in OTHERS else SPEED_TARGET
+        if speed < target * numpy_speed:
+            missed.append(f"{data}: {speed / numpy_speed:.1f} times numpy's speed, not {target}")
+        if ratio > numpy_size / total:
+            missed.append(f"{data}: larger than numpy's by {ratio / (numpy_size / total) - 1:.2%}")
+    print(*missed, sep="\n", file=sys.stderr)
     return bool(missed)
 
 

@@ -5,11 +5,15 @@ Kinds:
   mixed   twelve heads from nearly uniform to nearly one-hot: random scores at twelve sharpnesses
   sink    the same with most weight on the first token, as trained models often have it
   local   attention in a window of a quarter of the prompt
+  sharp   twelve heads from sharp to nearly one-hot: most weights are tiny, or exactly zero
 and, of data that repeat, as no softmax of distinct scores does:
   half    softmax output rounded to half precision
   onehot  every query attends to one key alone
   equal   twelve heads of uniform attention
   blend   of each of these two heads, and six of softmax output
+  alibi   linear position biases alone, at twelve slopes: all tokens are equal
+  alike   every query scores the keys alike
+  zeros   nothing at all
 """
 
 import pathlib
@@ -19,7 +23,8 @@ import numpy as np
 
 N_HEADS, D_HEAD, D_MODEL = 12, 64, 768
 LENGTHS = (64, 128, 296, 512, 1024)
-REPEATING = ("half", "onehot", "equal", "blend")
+REPEATING = ("half", "onehot", "equal", "blend", "alibi", "alike", "zeros")
+REPEATING_LENGTHS = (64, 296, 1024)
 
 
 def softmax(scores: np.ndarray, window: int | None = None) -> np.ndarray:
@@ -75,14 +80,22 @@ def main(folder: pathlib.Path) -> None:
             "mixed": [softmax(scores(n, random, 2 ** np.linspace(-2, 5, N_HEADS)))],
             "sink": [softmax(sink)],
             "local": [softmax(scores(n, random, np.full(N_HEADS, 1.5)), window=n // 4)],
+            "sharp": [softmax(scores(n, random, 2 ** np.linspace(5, 9, N_HEADS)))],
         }
         distinct = softmax(scores(n, random, np.full(N_HEADS, 1.5)))
         half = distinct.astype(np.float16).astype(np.float32)
         onehot = softmax(scores(n, random, np.full(N_HEADS, 4000)))
         equal = softmax(np.zeros((N_HEADS, n, n)))
         blend = np.concatenate([distinct[:3], half[:2], onehot[:2], distinct[3:6], equal[:2]])
+        query, key = np.ogrid[:n, :n]
+        slopes = 2.0 ** (-8 * np.arange(1, N_HEADS + 1) / N_HEADS)
+        alibi = softmax(slopes[:, None, None] * (key - query))
+        alike = softmax(np.repeat(random.standard_normal((N_HEADS, 1, n)), n, axis=1))
         kinds |= {"half": [half], "onehot": [onehot], "equal": [equal], "blend": [blend]}
+        kinds |= {"alibi": [alibi], "alike": [alike], "zeros": [np.zeros((N_HEADS, n, n))]}
         for kind, layers in kinds.items():
+            if kind in REPEATING and n not in REPEATING_LENGTHS:
+                continue
             names = (f"blocks.{layer}.attn.hook_pattern" for layer in range(len(layers)))
             arrays = (layer[None].astype("<f4") for layer in layers)
             np.savez(folder / f"{kind}-{n:04}.npz", **dict(zip(names, arrays)))

@@ -5,8 +5,11 @@
 //! before it where one code for both is cheaper than a second header; the price is estimated from the
 //! bytes' entropy.
 //!
-//! Segments that repeat ([`repeats`](super::repeats)) are also given to general deflates. Once one comes that
-//! does not repeat, the shortest is kept.
+//! Segments that repeat rows above ([`repeats`]) get matches with them ([`rows`]) where that is cheaper. Those
+//! that repeat values elsewhere are also given to a general deflate; once one comes that does not, the shorter is
+//! kept.
+
+use std::ops::Range;
 
 use super::bits::BitWriter;
 use super::code::BlockCode;
@@ -16,8 +19,10 @@ use super::frequencies::Frequencies;
 use super::general::General;
 use super::kernel::Kernel;
 use super::literals::Tally;
-use super::repeats::{WINDOW, is_repetitive};
+use super::repeats::{self, Repeats};
+use super::rows::{self, Places};
 use super::runs::{Step, Value};
+use super::tables::WINDOW;
 
 /// Segments that share a code, scanned and counted but not yet written.
 #[derive(Debug)]
@@ -36,11 +41,11 @@ impl Default for Pending {
     }
 }
 
-/// Repetitive segments in a row, compressed by general deflates as well.
+/// Segments in a row that repeat values, compressed by a general deflate as well.
 #[derive(Debug)]
 struct Stretch {
-    generals: [General; 2],
-    /// Where in the stream their blocks begin.
+    general: General,
+    /// Where in the stream its blocks begin.
     start: usize,
 }
 
@@ -63,6 +68,9 @@ pub(crate) struct Blocks {
     /// The segment after it.
     next: Pending,
     stretch: Option<Stretch>,
+    /// Of the last stretch, for the next.
+    idle: Option<General>,
+    places: Places,
 }
 
 impl Blocks {
@@ -75,6 +83,8 @@ impl Blocks {
             block: Pending::default(),
             next: Pending::default(),
             stretch: None,
+            idle: None,
+            places: Places::new(),
         }
     }
 
@@ -97,8 +107,9 @@ impl Blocks {
         crc: &mut crc32fast::Hasher,
     ) {
         let bytes: &[u8] = bytemuck::cast_slice(values);
+        self.places.clear();
         // Values before `start` are written, before `measured` measured; bytes before `told` need not be given
-        // to general deflates, which are slower and longer in small pieces.
+        // to a general deflate, which is slower and longer in small pieces.
         let (mut start, mut measured, mut told) = (0, 0, 0);
         for len in segments {
             let from = measured * V::SIZE;
@@ -106,14 +117,18 @@ impl Blocks {
             measured += len;
             crc.update(bytemuck::cast_slice(segment));
             self.next.measure(self.kernel, segment, &mut self.tally);
-            let repetitive =
-                is_repetitive::<V>(bytes, from..measured * V::SIZE, n, &self.next.steps, &self.tally);
-            if repetitive != self.stretch.is_some() {
+            let range = from..measured * V::SIZE;
+            let is_constant = matches!(self.next.steps[..], [_]);
+            let repeats = repeats::find::<V>(bytes, range.clone(), n, &self.next.steps);
+            if repeats == Repeats::Rows {
+                self.next.measure_rows::<V>(bytes, range, n, &mut self.places);
+            }
+            if (repeats == Repeats::Values) != self.stretch.is_some() {
                 self.write_block(values, &mut start);
                 match &mut self.stretch {
-                    None => self.begin_stretch(&bytes[..from]),
+                    None => self.begin_stretch(&bytes[..from], is_constant),
                     Some(stretch) => {
-                        stretch.write(&bytes[told..from]);
+                        stretch.general.write(&bytes[told..from]);
                         self.end_stretch(false);
                     }
                 }
@@ -130,7 +145,7 @@ impl Blocks {
         }
         self.write_block(values, &mut start);
         if let Some(stretch) = &mut self.stretch {
-            stretch.write(&bytes[told..]);
+            stretch.general.write(&bytes[told..]);
         }
     }
 
@@ -151,42 +166,37 @@ impl Blocks {
         }
     }
 
-    /// Begins to compress by general deflates as well, after `before`.
-    fn begin_stretch(&mut self, before: &[u8]) {
-        let generals = ZlibLevel::FALLBACKS.map(|level| General::new(level, Vec::new()));
-        let mut stretch = Stretch { generals, start: 0 };
-        if self.header.is_empty() {
-            let before = &before[before.len().saturating_sub(WINDOW)..];
-            stretch.generals.iter_mut().for_each(|general| general.look_back(before));
+    /// Begins to compress by a general deflate as well, after `before`.
+    fn begin_stretch(&mut self, before: &[u8], is_constant: bool) {
+        let level = if is_constant { ZlibLevel::CONSTANT } else { ZlibLevel::REPETITIVE };
+        let idle = self.idle.take().filter(|general| general.level() == level);
+        let mut general = idle.unwrap_or_else(|| General::new(level));
+        general.begin(Vec::new());
+        let start = if self.header.is_empty() {
+            general.look_back(&before[before.len().saturating_sub(WINDOW)..]);
             fixed::write_boundary(&mut self.bits);
-            stretch.start = self.bits.len();
+            self.bits.len()
         } else {
             // Nothing is written yet: one stream from the header on.
-            stretch.write(&self.header);
-        }
-        self.stretch = Some(stretch);
+            general.write(&self.header);
+            0
+        };
+        self.stretch = Some(Stretch { general, start });
     }
 
-    /// Ends what is being written, and keeps the shortest.
+    /// Ends what is being written, and keeps the shorter.
     fn end_stretch(&mut self, last: bool) {
         if last {
             fixed::write_end(&mut self.bits);
         } else {
             fixed::write_boundary(&mut self.bits);
         }
-        let Some(Stretch { generals, start }) = self.stretch.take() else { return };
-        for general in generals {
-            let other = general.end(last);
-            if other.len() < self.bits.len() - start {
-                self.bits.replace(start, &other);
-            }
+        let Some(Stretch { mut general, start }) = self.stretch.take() else { return };
+        let other = general.end(last);
+        if other.len() < self.bits.len() - start {
+            self.bits.replace(start, &other);
         }
-    }
-}
-
-impl Stretch {
-    fn write(&mut self, bytes: &[u8]) {
-        self.generals.iter_mut().for_each(|general| general.write(bytes));
+        self.idle = Some(general);
     }
 }
 
@@ -197,6 +207,17 @@ impl Pending {
         kernel.scan(values, &mut self.steps);
         let bytes = bytemuck::cast_slice(values);
         (self.frequencies, self.bits) = kernel.frequencies::<V>(bytes, &self.steps, tally);
+    }
+
+    /// Takes the matches with rows above instead of runs alone, if they are cheaper.
+    fn measure_rows<V: Value>(&mut self, chunk: &[u8], segment: Range<usize>, n: usize, places: &mut Places) {
+        let mut steps = Vec::new();
+        rows::scan::<V>(chunk, segment.clone(), n, places, &mut steps);
+        let frequencies = Frequencies::exact(&chunk[segment], &steps);
+        let bits = frequencies.bits();
+        if bits < self.bits {
+            (self.steps, self.frequencies, self.bits) = (steps, frequencies, bits);
+        }
     }
 
     /// Takes `next` in if that costs less than a block of its own.
@@ -218,7 +239,7 @@ impl Pending {
         if self.bits + HEADER_BITS > stored_bits as f32 {
             return fixed::write_stored(bits, bytes);
         }
-        let code = BlockCode::new::<V>(&self.frequencies);
+        let code = BlockCode::new(&self.frequencies);
         code.write_header(bits);
         kernel.write(bytes, &self.steps, &code, bits);
         let (end, len) = code.end_of_block();

@@ -4,7 +4,7 @@ use super::bits::BitWriter;
 use super::frequencies::Frequencies;
 use super::header;
 use super::huffman::{canonical_codes, code_lengths};
-use super::runs::{Distance, Value};
+use super::runs::Distance;
 use super::tables::{
     DISTANCE_SYMBOLS, END_OF_BLOCK, LENGTH_CODES, LITLEN_SYMBOLS, LONGEST_MATCH, LengthCode,
 };
@@ -12,8 +12,8 @@ use super::tables::{
 /// The longest code of a literal or length: four of them and seven bits left over fit into 64 bits.
 pub(crate) const LITLEN_LIMIT: u32 = 14;
 
-/// The most bits a match can take: its length's code and extra bits, its distance's code.
-pub(crate) const MATCH_BITS: u32 = LITLEN_LIMIT + 5 + 2;
+/// The most bits a match can take: codes and extra bits of its length and its distance.
+pub(crate) const MATCH_BITS: u32 = LITLEN_LIMIT + 5 + LITLEN_LIMIT + 13;
 
 /// The lengths and codes of one block.
 #[derive(Clone, Debug)]
@@ -22,18 +22,16 @@ pub(crate) struct BlockCode {
     litlen_codes: [u16; LITLEN_SYMBOLS],
     distance_lengths: [u8; DISTANCE_SYMBOLS],
     distance_codes: [u16; DISTANCE_SYMBOLS],
-    value_symbol: usize,
 }
 
 impl BlockCode {
-    /// The best code for these frequencies, for values of type `V`.
-    pub(crate) fn new<V: Value>(frequencies: &Frequencies) -> Self {
+    /// The best code for these frequencies.
+    pub(crate) fn new(frequencies: &Frequencies) -> Self {
         let mut code = BlockCode {
             litlen_lengths: [0; LITLEN_SYMBOLS],
             litlen_codes: [0; LITLEN_SYMBOLS],
             distance_lengths: [0; DISTANCE_SYMBOLS],
             distance_codes: [0; DISTANCE_SYMBOLS],
-            value_symbol: Distance::Value.symbol::<V>(),
         };
         let mut weights = [0; LITLEN_SYMBOLS];
         weigh(frequencies.litlen(), &mut weights);
@@ -65,16 +63,15 @@ impl BlockCode {
     #[inline(always)]
     pub(crate) fn match_bits(&self, length: u32, distance: Distance) -> (u64, u32) {
         let LengthCode { symbol, extra, extra_bits } = LENGTH_CODES[length as usize];
-        let distance = match distance {
-            Distance::Byte => 0,
-            Distance::Value => self.value_symbol,
-        };
+        let distance = distance.code();
         let mut bits = u64::from(self.litlen_codes[symbol as usize]);
         let mut len = u32::from(self.litlen_lengths[symbol as usize]);
         bits |= u64::from(extra) << len;
         len += u32::from(extra_bits);
-        bits |= u64::from(self.distance_codes[distance]) << len;
-        len += u32::from(self.distance_lengths[distance]);
+        bits |= u64::from(self.distance_codes[distance.symbol as usize]) << len;
+        len += u32::from(self.distance_lengths[distance.symbol as usize]);
+        bits |= u64::from(distance.extra) << len;
+        len += u32::from(distance.extra_bits);
         (bits, len)
     }
 

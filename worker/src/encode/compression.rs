@@ -23,9 +23,15 @@ impl ZlibLevel {
     /// numpy's.
     pub const NUMPY: ZlibLevel = ZlibLevel(6);
 
-    /// For data that repeat. This library's 8 is nearly always shorter than zlib's own 6, but its 6 wins
-    /// where few values repeat at one distance.
-    pub(super) const FALLBACKS: [ZlibLevel; 2] = [ZlibLevel(6), ZlibLevel(8)];
+    /// For data that repeat, next to this encoder's own matches.
+    pub(super) const REPETITIVE: ZlibLevel = ZlibLevel(6);
+
+    /// For one value all over: zlib's shortest way to say so.
+    pub(super) const CONSTANT: ZlibLevel = ZlibLevel(4);
+
+    /// For arrays so small that several cost nothing. This library's 8 is nearly always shorter than zlib's own
+    /// 6, but its 6 wins where few values repeat at one distance.
+    pub(super) const SMALL: [ZlibLevel; 2] = [ZlibLevel(6), ZlibLevel(8)];
 
     /// `level` if it is one.
     pub fn new(level: u8) -> Option<Self> {

@@ -64,7 +64,7 @@ impl Encoder {
         let mut stream = self.stream(&header, &pattern, self.compression);
         let small = pattern.len() * self.dtype.bytes() <= SMALL;
         if small && self.compression == Compression::Causal {
-            for level in ZlibLevel::FALLBACKS {
+            for level in ZlibLevel::SMALL {
                 let other = self.stream(&header, &pattern, Compression::Zlib(level));
                 if other.payload.len() < stream.payload.len() {
                     stream = other;
@@ -115,7 +115,8 @@ impl Encoder {
                 blocks.end()
             }
             Compression::Zlib(level) => {
-                let mut general = General::new(level, payload);
+                let mut general = General::new(level);
+                general.begin(payload);
                 general.write(header);
                 self.each_bytes(pattern, |bytes| {
                     crc.update(bytes);

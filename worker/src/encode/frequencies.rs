@@ -10,6 +10,7 @@ use super::tables::{DISTANCE_SYMBOLS, END_OF_BLOCK, LENGTH_CODES, LITLEN_SYMBOLS
 /// Literals and lengths, rounded up to whole vectors.
 const LANES: usize = 16;
 const PADDED: usize = LITLEN_SYMBOLS.next_multiple_of(LANES);
+const PADDED_DISTANCES: usize = DISTANCE_SYMBOLS.next_multiple_of(LANES);
 
 /// A sample is good enough for literals that take more bits each than this; where they take fewer, there
 /// is more to gain and all are counted.
@@ -19,7 +20,9 @@ const STRUCTURED: f32 = 6.0;
 #[derive(Clone, Debug)]
 pub(crate) struct Frequencies {
     litlen: [f32; PADDED],
-    distances: [f32; DISTANCE_SYMBOLS],
+    distances: [f32; PADDED_DISTANCES],
+    /// Of far distances, in bits.
+    extra: f32,
 }
 
 impl Frequencies {
@@ -27,7 +30,7 @@ impl Frequencies {
     pub(crate) fn new() -> Self {
         let mut litlen = [0.0; PADDED];
         litlen[END_OF_BLOCK] = 1.0;
-        Frequencies { litlen, distances: [0.0; DISTANCE_SYMBOLS] }
+        Frequencies { litlen, distances: [0.0; PADDED_DISTANCES], extra: 0.0 }
     }
 
     /// Of `steps` over `bytes`, which are values of type `V`; `tally` is room to count in.
@@ -42,7 +45,31 @@ impl Frequencies {
             tally.all::<V>(&literals);
             frequencies.add_literals::<V>(&literals, tally);
         }
-        frequencies.count_matches::<V>(bytes, steps);
+        frequencies.count_matches(steps);
+        // The literals that begin a run of equal bytes.
+        let mut at = 0;
+        for step in steps.iter().filter(|step| step.matched > 0) {
+            at += step.literals as usize;
+            if step.distance == Distance::BYTE {
+                frequencies.litlen[bytes[at - 1] as usize] += 1.0;
+            }
+            at += step.matched as usize;
+        }
+        frequencies
+    }
+
+    /// Of steps of any kind over `bytes`: every literal is counted.
+    pub(crate) fn exact(bytes: &[u8], steps: &[Step]) -> Self {
+        let mut counts = [0u32; 256];
+        let mut at = 0;
+        for step in steps {
+            let literals = &bytes[at..at + step.literals as usize];
+            literals.iter().for_each(|&byte| counts[byte as usize] += 1);
+            at += (step.literals + step.matched) as usize;
+        }
+        let mut frequencies = Frequencies::new();
+        frequencies.litlen.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count as f32);
+        frequencies.count_matches(steps);
         frequencies
     }
 
@@ -52,12 +79,9 @@ impl Frequencies {
         tally.add_to::<V>(literals, sums);
     }
 
-    /// Counts matches, and the literals that begin a run of equal bytes.
     #[inline(always)]
-    fn count_matches<V: Value>(&mut self, bytes: &[u8], steps: &[Step]) {
-        let mut at = 0;
+    fn count_matches(&mut self, steps: &[Step]) {
         for step in steps.iter().filter(|step| step.matched > 0) {
-            at += step.literals as usize;
             let (longest, rest) = cut_match(step.matched);
             self.litlen[285] += longest as f32;
             let mut matches = longest;
@@ -65,11 +89,9 @@ impl Frequencies {
                 self.litlen[LENGTH_CODES[length as usize].symbol as usize] += 1.0;
                 matches += 1;
             }
-            self.distances[step.distance.symbol::<V>()] += matches as f32;
-            if step.distance == Distance::Byte {
-                self.litlen[bytes[at - 1] as usize] += 1.0;
-            }
-            at += step.matched as usize;
+            let distance = step.distance.code();
+            self.distances[distance.symbol as usize] += matches as f32;
+            self.extra += f32::from(distance.extra_bits) * matches as f32;
         }
     }
 
@@ -86,12 +108,13 @@ impl Frequencies {
     fn add(&mut self, other: &Frequencies) {
         self.litlen.iter_mut().zip(&other.litlen).for_each(|(sum, more)| *sum += more);
         self.distances.iter_mut().zip(&other.distances).for_each(|(sum, more)| *sum += more);
+        self.extra += other.extra;
     }
 
-    /// The bits that literals and lengths take at the least.
+    /// The bits that these symbols take at the least, without the extra bits of lengths.
     #[inline(always)]
     pub(crate) fn bits(&self) -> f32 {
-        entropy_bits(&self.litlen)
+        entropy_bits(&self.litlen) + entropy_bits(&self.distances) + self.extra
     }
 
     #[inline(always)]
@@ -106,7 +129,7 @@ impl Frequencies {
 
     /// Of distances.
     pub(crate) fn distances(&self) -> &[f32] {
-        &self.distances
+        &self.distances[..DISTANCE_SYMBOLS]
     }
 }
 

@@ -4,17 +4,30 @@ use flate2::{Compress, FlushCompress, Status};
 
 use super::compression::ZlibLevel;
 
-/// A raw deflate stream being written.
+/// A raw deflate stream being written. Its state is large: one serves one stream after the other.
 #[derive(Debug)]
 pub(crate) struct General {
     compress: Compress,
+    level: ZlibLevel,
     out: Vec<u8>,
 }
 
 impl General {
-    /// Continues `out`, which must end between blocks.
-    pub(crate) fn new(level: ZlibLevel, out: Vec<u8>) -> Self {
-        General { compress: Compress::new(flate2::Compression::new(level.get().into()), false), out }
+    /// For streams at this level.
+    pub(crate) fn new(level: ZlibLevel) -> Self {
+        let compress = Compress::new(flate2::Compression::new(level.get().into()), false);
+        General { compress, level, out: Vec::new() }
+    }
+
+    /// Its level.
+    pub(crate) fn level(&self) -> ZlibLevel {
+        self.level
+    }
+
+    /// Begins a stream; it continues `out`, which must end between blocks.
+    pub(crate) fn begin(&mut self, out: Vec<u8>) {
+        self.compress.reset();
+        self.out = out;
     }
 
     /// Lets matches reach into `before`, the last bytes of the stream so far; before anything is written.
@@ -28,9 +41,9 @@ impl General {
     }
 
     /// Ends between bytes and blocks: with the stream's last block or, for a piece of a stream, an empty one.
-    pub(crate) fn end(mut self, last: bool) -> Vec<u8> {
+    pub(crate) fn end(&mut self, last: bool) -> Vec<u8> {
         self.run(&[], if last { FlushCompress::Finish } else { FlushCompress::Sync });
-        self.out
+        std::mem::take(&mut self.out)
     }
 
     fn run(&mut self, bytes: &[u8], flush: FlushCompress) {

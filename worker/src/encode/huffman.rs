@@ -1,8 +1,8 @@
 //! Prefix codes: from how often each symbol occurs to code lengths, and from lengths to deflate's codes.
 //!
-//! Lengths are optimal: the two-queue Huffman construction over sorted frequencies. Where a code would pass
-//! the length limit, the rarest symbols are taken for more frequent until none does: they are too rare for
-//! the difference to the best limited code to be seen. Codes are canonical as RFC 1951, 3.2.2 defines them,
+//! Lengths are optimal for frequencies rounded to some per cent, which lets them be sorted by counting: the
+//! two-queue Huffman construction. Where a code would pass the length limit, the rarest symbols are taken for
+//! more frequent until none does: they are too rare for the difference to the best limited code to be seen. Codes are canonical as RFC 1951, 3.2.2 defines them,
 //! bit-reversed because deflate packs bits lowest first but codes from their highest bit.
 
 /// The most symbols an alphabet has here: deflate's literals and lengths.
@@ -11,45 +11,73 @@ const MAX_SYMBOLS: usize = 286;
 /// The length no deflate code may pass.
 pub(crate) const MAX_LENGTH: u32 = 15;
 
-/// Bits of a symbol's number.
-const SYMBOL_BITS: u32 = 9;
+/// The bits of a weight, from its highest one, that are looked at: what is lost by that is not seen in a file.
+const PRECISION: u32 = 6;
+
+/// How many ranks weights below `2^23` have.
+const RANKS: usize = (23 - PRECISION as usize + 2) << (PRECISION - 1);
+
+/// Bits of a weight that are not looked at.
+fn surplus(weight: u32) -> u32 {
+    (weight.ilog2() + 1).saturating_sub(PRECISION)
+}
+
+/// Orders weights as they are, but for their surplus.
+fn rank(weight: u32) -> usize {
+    let surplus = surplus(weight);
+    ((surplus << (PRECISION - 1)) + (weight >> surplus)) as usize
+}
+
+/// The middle of all weights of this one's rank.
+fn rounded(weight: u32) -> u32 {
+    let surplus = surplus(weight);
+    (weight >> surplus << surplus) + (1 << surplus >> 1)
+}
 
 /// Writes into `lengths` a prefix code for symbols of these weights, which are below `2^23` and sum up to
-/// below `2^28`, with no code longer than `limit`; optimal where that is no limit.
+/// below `2^28`, with no code longer than `limit`; optimal where that is no limit, for weights rounded to their
+/// highest bits.
 ///
 /// Symbols of weight 0 get length 0 (no code). A single symbol gets length 1.
 pub(crate) fn code_lengths(weights: &[u32], limit: u32, lengths: &mut [u8]) {
     assert!(weights.len() <= MAX_SYMBOLS && weights.len() == lengths.len());
     assert!(limit <= MAX_LENGTH && weights.len() <= 1 << limit);
     lengths.fill(0);
-    // Weight and symbol in one number, to sort by.
-    let mut keys = [0u32; MAX_SYMBOLS];
+    // Sorted by counting: where in the order the symbols of each rank begin.
+    let mut starts = [0u16; RANKS];
+    let mut highest = 0;
+    for &weight in weights.iter().filter(|&&weight| weight > 0) {
+        let rank = rank(weight);
+        starts[rank] += 1;
+        highest = highest.max(rank);
+    }
     let mut used = 0;
-    for (symbol, &weight) in weights.iter().enumerate() {
-        debug_assert!(weight < 1 << (32 - SYMBOL_BITS));
-        keys[used] = weight << SYMBOL_BITS | symbol as u32;
-        used += usize::from(weight != 0);
+    for start in &mut starts[..=highest] {
+        (*start, used) = (used, used + *start);
     }
-    let keys = &mut keys[..used];
-    let symbol = |key: u32| (key % (1 << SYMBOL_BITS)) as usize;
-    match keys {
-        [] => return,
-        [only] => return lengths[symbol(*only)] = 1,
-        _ => keys.sort_unstable(),
-    }
+    let mut symbols = [0u16; MAX_SYMBOLS];
     let mut sorted = [0u32; MAX_SYMBOLS + 1];
-    for (weight, &key) in sorted.iter_mut().zip(&*keys) {
-        *weight = key >> SYMBOL_BITS;
+    for (symbol, &weight) in weights.iter().enumerate().filter(|&(_, &weight)| weight > 0) {
+        let next = &mut starts[rank(weight)];
+        symbols[*next as usize] = symbol as u16;
+        sorted[*next as usize] = rounded(weight);
+        *next += 1;
+    }
+    let symbols = &symbols[..used.into()];
+    match symbols {
+        [] => return,
+        [only] => return lengths[*only as usize] = 1,
+        _ => {}
     }
     let mut sorted_lengths = [0u8; MAX_SYMBOLS];
-    let sorted_lengths = &mut sorted_lengths[..used];
+    let sorted_lengths = &mut sorted_lengths[..symbols.len()];
     let mut least = sorted[0];
     while !unlimited(&mut sorted, limit, sorted_lengths) {
         least *= 2;
-        sorted[..used].iter_mut().for_each(|weight| *weight = (*weight).max(least));
+        sorted[..symbols.len()].iter_mut().for_each(|weight| *weight = (*weight).max(least));
     }
-    for (&key, &length) in keys.iter().zip(&*sorted_lengths) {
-        lengths[symbol(key)] = length;
+    for (&symbol, &length) in symbols.iter().zip(&*sorted_lengths) {
+        lengths[symbol as usize] = length;
     }
 }
 
@@ -93,22 +121,35 @@ fn unlimited(weights: &mut [u32; MAX_SYMBOLS + 1], limit: u32, lengths: &mut [u8
 
 /// Writes the canonical code of each symbol into `codes`, ready for a lowest-bit-first stream.
 pub(crate) fn canonical_codes(lengths: &[u8], codes: &mut [u16]) {
-    let mut count = [0u16; MAX_LENGTH as usize + 1];
-    for &length in lengths {
-        count[length as usize] += 1;
+    // Two halves at a time, as a symbol waits for the one before it of the same length.
+    let (first, second) = lengths.split_at(lengths.len().div_ceil(2));
+    let mut count = [[0u16; MAX_LENGTH as usize + 1]; 2];
+    for (half, lengths) in [first, second].into_iter().enumerate() {
+        lengths.iter().for_each(|&length| count[half][length as usize] += 1);
     }
-    count[0] = 0;
     // Codes are kept at the upper end of 16 bits: reversed as a whole, they begin at bit 0.
-    let mut next = [0u16; MAX_LENGTH as usize + 1];
+    let mut next = [[0u16; MAX_LENGTH as usize + 1]; 2];
     let mut code = 0u16;
-    for length in 1..next.len() {
-        next[length] = code;
-        code = code.wrapping_add(count[length] << (16 - length));
+    for length in 1..=MAX_LENGTH as usize {
+        for half in 0..2 {
+            next[half][length] = code;
+            code = code.wrapping_add(count[half][length] << (16 - length));
+        }
     }
-    for (code, &length) in codes.iter_mut().zip(lengths) {
-        let next = &mut next[length as usize];
-        *code = if length > 0 { reverse(*next) } else { 0 };
+    let mut take = |half: usize, length: u8| {
+        let next = &mut next[half][length as usize];
+        let code = if length > 0 { reverse(*next) } else { 0 };
         *next = next.wrapping_add(((1u32 << 16) >> length) as u16);
+        code
+    };
+    let (first_codes, second_codes) = codes.split_at_mut(first.len());
+    for ((code, other), (&length, &other_length)) in
+        first_codes.iter_mut().zip(second_codes.iter_mut()).zip(first.iter().zip(second))
+    {
+        (*code, *other) = (take(0, length), take(1, other_length));
+    }
+    if first.len() > second.len() {
+        first_codes[second.len()] = take(0, first[second.len()]);
     }
 }
 

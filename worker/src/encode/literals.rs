@@ -116,13 +116,6 @@ impl Tally {
         self.count::<V>(literals, 1, false);
     }
 
-    /// Whether half of the values counted last have the same lowest byte, as no softmax output has.
-    pub(crate) fn lowest_byte_is_one(&self) -> bool {
-        let [place, _] = &self.low;
-        let (sum, most) = place.iter().fold((0, 0), |(sum, most), &count| (sum + count, count.max(most)));
-        2 * most >= sum
-    }
-
     #[inline(always)]
     fn count<V: Value>(&mut self, literals: &Literals<'_>, every: usize, noise: bool) {
         self.high = [[[0; 256]; 2]; NEIGHBOURS];
@@ -158,8 +151,8 @@ impl Tally {
                 add(place, self.every == 1, occurrences, sums);
             }
         }
-        if self.every > 1 {
-            // What the sample did not meet may still occur.
+        if self.every > 1 && !self.noise {
+            // What the sample did not meet may still occur; noise has met everything.
             sums.iter_mut().for_each(|sum| *sum += UNSEEN * self.every as f32);
         }
     }

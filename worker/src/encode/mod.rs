@@ -11,11 +11,12 @@
 //! a literal in a Huffman code made for its block ([`blocks`], [`code`], [`huffman`]); the loop that looks
 //! codes up and packs them is all that touches every byte ([`kernel`]).
 //!
-//! Data that are no softmax output do repeat: values rounded to half precision, exactly one-hot heads, equal
-//! heads. A few values of each segment tell ([`repeats`]); such segments also go through zlib's algorithm at
-//! two levels ([`general`]), and the shortest of the three is kept ([`blocks`]). That costs what a general
-//! deflate costs, only for the heads concerned. What the sample does not show is written as everything else:
-//! correctly, and possibly larger than by zlib.
+//! Some data repeat more, and a few values of each head tell ([`repeats`]). Where rows repeat rows above (equal
+//! heads, position biases alone), matches with those are looked for as well ([`rows`]). Where values repeat anywhere
+//! (rounded to half precision, one-hot heads, zeros), the segments also go through zlib's algorithm
+//! ([`general`]), and the shorter is kept ([`blocks`]). That costs what a search costs, only for the heads
+//! concerned. What the sample does not show is written as everything else: correctly, and possibly larger
+//! than by zlib.
 //!
 //! # Why that is safe
 //! - The output is plain deflate in a plain zip: dynamic blocks, one fixed block for the npy header. Any
@@ -24,8 +25,8 @@
 //!   NaN, infinities or negative zeros is written as exactly and only compresses differently.
 //! - The checksum is taken from the values' bytes, not from what the encoder thinks of them: a reader notices
 //!   if the encoder were ever wrong.
-//! - The same values from the same layout in memory give the same bytes, whatever the processor. There are two
-//!   kernels, plain Rust and AVX-512; tests compare them bit by bit, on processors that have both.
+//! - The same values from the same layout in memory give the same bytes, whatever the processor. There are three
+//!   kernels, plain Rust, BMI2 and AVX-512; tests compare bit by bit those that the processor runs.
 //!
 //! # float16
 //! `Dtype::Float16` rounds to nearest, ties to even. For patterns, which lie in `[0, 1]`, the error is at most
@@ -45,6 +46,7 @@ mod kernel;
 mod literals;
 mod pattern;
 mod repeats;
+mod rows;
 mod runs;
 mod sample;
 mod tables;

@@ -1,4 +1,4 @@
-//! Whether a segment repeats more than its values' neighbours: data a general deflate may write shorter.
+//! Whether a segment repeats more than its values' neighbours, and what.
 //!
 //! Softmax output does not. The signs looked for are cheap, and found by sampling: mantissas without noise
 //! (rounded to half precision, exactly 0, 1 or 1/8), a head like the one before, rows like the rows above
@@ -6,11 +6,8 @@
 
 use std::ops::Range;
 
-use super::literals::Tally;
 use super::runs::{Step, Value};
-
-/// How far back deflate reaches.
-pub(crate) const WINDOW: usize = 32 << 10;
+use super::tables::WINDOW;
 
 /// Values of a row, and of rows above, that are looked at.
 const SAMPLE: usize = 32;
@@ -19,23 +16,63 @@ const SAMPLE: usize = 32;
 const ROWS_ABOVE_PER: usize = 64;
 const MOST_ROWS_ABOVE: usize = 4;
 
+/// Rows of a segment that are compared with those above.
+const SAMPLED_ROWS: usize = 16;
+
 /// Fewer are no sample.
 const SMALLEST_SAMPLE: usize = 8;
 
 /// Sampled values for each that must be there twice. Among values that differ in 23 bits none is.
 const SAMPLED_A_REPEAT: usize = 16;
 
-/// Looks at one segment of `chunk`, the bytes of rows of `n` values of type `V`.
-pub(crate) fn is_repetitive<V: Value>(
-    chunk: &[u8],
-    segment: Range<usize>,
-    n: usize,
-    steps: &[Step],
-    tally: &Tally,
-) -> bool {
-    tally.lowest_byte_is_one()
-        || is_head_before::<V>(chunk, segment.end, n)
-        || values_repeat::<V>(chunk, segment, n, steps)
+/// What repeats in a segment, apart from neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repeats {
+    /// Nothing that was found.
+    Nothing,
+    /// Rows above: [`rows`](super::rows) writes it shortest.
+    Rows,
+    /// Values, anywhere: a general deflate writes it shortest.
+    Values,
+}
+
+/// Looks at one segment of `chunk`, the bytes of rows of `n` values of type `V`: at each head it has a part of.
+pub(crate) fn find<V: Value>(chunk: &[u8], segment: Range<usize>, n: usize, steps: &[Step]) -> Repeats {
+    let mut literals = steps
+        .iter()
+        .scan(segment.start, |at, step| {
+            let start = *at;
+            *at += step.literals as usize + step.matched as usize;
+            Some(start..start + step.literals as usize)
+        })
+        .peekable();
+    // A segment has whole heads, or a part of one.
+    let head = (n * n * V::SIZE).min(segment.len());
+    let mut found = Repeats::Nothing;
+    for end in (segment.start + head..=segment.end).step_by(head) {
+        let mut lowest_bytes = [0u16; 256];
+        let (mut sampled, mut last) = (0, None);
+        while let Some(literals) = literals.next_if(|literals| literals.start < end) {
+            if literals.len() >= V::SIZE {
+                lowest_bytes[chunk[literals.start] as usize] += 1;
+                sampled += 1;
+            }
+            if literals.len() >= SMALLEST_SAMPLE * V::SIZE {
+                last = Some(literals.start..literals.end.min(end));
+            }
+        }
+        // As no softmax output has: all rounded, or one-hot but for few. A very sharp head is neither.
+        let most = lowest_bytes.into_iter().max().map_or(0, usize::from);
+        let few = sampled <= 2 * head.div_ceil(n * V::SIZE);
+        if 8 * most >= 7 * sampled || few && 4 * most >= sampled {
+            return Repeats::Values;
+        } else if is_head_before::<V>(chunk, end, n) || is_like_above::<V>(chunk, end - head..end, n) {
+            found = Repeats::Rows;
+        } else if last.is_some_and(|literals| values_repeat::<V>(chunk, literals, n)) {
+            return Repeats::Values;
+        }
+    }
+    found
 }
 
 /// Whether the row that ends at `end` is that of the head before.
@@ -45,9 +82,33 @@ fn is_head_before<V: Value>(chunk: &[u8], end: usize, n: usize) -> bool {
     end >= head + row && head < WINDOW && chunk[end - row..end] == chunk[end - row - head..end - head]
 }
 
+/// Whether values are often like the one above or the one above and before, up to a byte of noise.
+fn is_like_above<V: Value>(chunk: &[u8], rows: Range<usize>, n: usize) -> bool {
+    let row = n * V::SIZE;
+    let high = |at: usize| {
+        // All bytes of a small value, all but the lowest of a large one.
+        let bytes = &chunk[at + V::SIZE / 4..at + V::SIZE];
+        bytes.iter().rfold(0u32, |high, &byte| high << 8 | u32::from(byte))
+    };
+    let (mut sampled, mut alike) = (0, 0);
+    let step = (rows.len() / row).div_ceil(SAMPLED_ROWS) * row;
+    for start in rows.step_by(step).filter(|&start| start >= row + V::SIZE) {
+        let query = start / row % n;
+        for part in [3, 5, 7] {
+            let at = start + query * part / 8 * V::SIZE;
+            let value = high(at);
+            // Not zero, tiny or one, which repeat in any sharp head.
+            if value & 0xff != 0 || V::SIZE == 2 {
+                sampled += 1;
+                alike += usize::from(value == high(at - row) || value == high(at - row - V::SIZE));
+            }
+        }
+    }
+    alike > 1 && 32 * alike >= sampled
+}
+
 /// Whether values in the middle of a row are there twice, in that part of the row or of rows above.
-fn values_repeat<V: Value>(chunk: &[u8], segment: Range<usize>, n: usize, steps: &[Step]) -> bool {
-    let Some(literals) = last_literals::<V>(segment, steps) else { return false };
+fn values_repeat<V: Value>(chunk: &[u8], literals: Range<usize>, n: usize) -> bool {
     let len = literals.len().min(SAMPLE * V::SIZE) / V::SIZE * V::SIZE;
     let start = literals.start + (literals.len() - len) / 2 / V::SIZE * V::SIZE;
     // Where attention depends on the distance alone, a row is the one above shifted by a value: one more is
@@ -71,18 +132,4 @@ fn values_repeat<V: Value>(chunk: &[u8], segment: Range<usize>, n: usize, steps:
         }
     }
     repeats > 1 && repeats * SAMPLED_A_REPEAT >= sampled
-}
-
-/// The last literals of a segment that are enough for a sample.
-fn last_literals<V: Value>(segment: Range<usize>, steps: &[Step]) -> Option<Range<usize>> {
-    let mut end = segment.end;
-    for step in steps.iter().rev() {
-        end -= step.matched as usize;
-        let start = end - step.literals as usize;
-        if end - start >= SMALLEST_SAMPLE * V::SIZE {
-            return Some(start..end);
-        }
-        end = start;
-    }
-    None
 }

@@ -6,6 +6,8 @@
 //! (zero above all), else at distance of one value. Steps follow from the bytes alone, whatever they
 //! mean: no mask is assumed, so none can be wrong.
 
+use super::tables::{DistanceCode, WINDOW};
+
 /// Some literal bytes, then a match (or, at the end, none).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Step {
@@ -17,23 +19,31 @@ pub(crate) struct Step {
     pub(crate) distance: Distance,
 }
 
-/// The distances in use.
+/// How far back a match reaches, in bytes: at least 1, at most [`WINDOW`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Distance {
-    /// The byte before.
-    Byte,
-    /// The value before.
-    Value,
-}
+pub(crate) struct Distance(u16);
 
 impl Distance {
-    /// The deflate symbol, for values of type `V`: distances 1 to 4 are symbols 0 to 3.
+    /// To the byte before.
+    pub(crate) const BYTE: Distance = Distance(1);
+
+    /// Of so many bytes.
     #[inline(always)]
-    pub(crate) fn symbol<V: Value>(self) -> usize {
-        match self {
-            Distance::Byte => 0,
-            Distance::Value => V::SIZE - 1,
-        }
+    pub(crate) const fn new(bytes: usize) -> Self {
+        debug_assert!(0 < bytes && bytes <= WINDOW);
+        Distance(bytes as u16)
+    }
+
+    /// In bytes.
+    #[cfg(test)]
+    pub(crate) fn bytes(self) -> usize {
+        self.0.into()
+    }
+
+    /// How deflate writes it.
+    #[inline(always)]
+    pub(crate) fn code(self) -> DistanceCode {
+        DistanceCode::new(self.0)
     }
 }
 
@@ -87,7 +97,7 @@ pub(crate) fn scan<V: Value>(values: &[V], steps: &mut Vec<Step>) {
         let end = start + run_length(&values[start..]);
         // The run's first byte or value is a literal, the rest repeats it.
         let (head, distance) =
-            if value.is_one_byte() { (1, Distance::Byte) } else { (V::SIZE, Distance::Value) };
+            if value.is_one_byte() { (1, Distance::BYTE) } else { (V::SIZE, Distance::new(V::SIZE)) };
         steps.push(Step {
             literals: ((start - done) * V::SIZE + head) as u32,
             matched: ((end - start) * V::SIZE - head) as u32,
@@ -100,13 +110,13 @@ pub(crate) fn scan<V: Value>(values: &[V], steps: &mut Vec<Step>) {
         steps.push(Step {
             literals: ((values.len() - done) * V::SIZE) as u32,
             matched: 0,
-            distance: Distance::Byte,
+            distance: Distance::BYTE,
         });
     }
 }
 
 /// Values compared at a time; the loops over them have no early exit, so that they become vector code.
-const LANES: usize = 16;
+const LANES: usize = 8;
 
 /// The first index from `from` on at which a run worth a match begins.
 #[inline(always)]
@@ -151,14 +161,11 @@ mod tests {
     use super::*;
 
     /// What a decoder of steps would give.
-    fn spell<V: Value>(bytes: &[u8], steps: &[Step]) -> Vec<u8> {
+    fn spell(bytes: &[u8], steps: &[Step]) -> Vec<u8> {
         let mut out = Vec::new();
         for step in steps {
             out.extend_from_slice(&bytes[out.len()..out.len() + step.literals as usize]);
-            let distance = match step.distance {
-                Distance::Byte => 1,
-                Distance::Value => V::SIZE,
-            };
+            let distance = step.distance.bytes();
             for _ in 0..step.matched {
                 out.push(out[out.len() - distance]);
             }
@@ -170,7 +177,7 @@ mod tests {
         let mut steps = Vec::new();
         scan(values, &mut steps);
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        assert_eq!(spell::<u32>(&bytes, &steps), bytes);
+        assert_eq!(spell(&bytes, &steps), bytes);
         steps
     }
 
@@ -182,15 +189,15 @@ mod tests {
         let steps = steps_of(&values);
         // Row 38 ends in a single zero, row 39 in none: literals.
         assert_eq!(steps.len(), n - 1);
-        assert_eq!(steps[0], Step { literals: 5, matched: 39 * 4 - 1, distance: Distance::Byte });
+        assert_eq!(steps[0], Step { literals: 5, matched: 39 * 4 - 1, distance: Distance::BYTE });
     }
 
     #[test]
     fn repeated_values_and_odd_lengths() {
         assert_eq!(steps_of(&[]), []);
-        assert_eq!(steps_of(&[7]), [Step { literals: 4, matched: 0, distance: Distance::Byte }]);
-        assert_eq!(steps_of(&[7, 7]), [Step { literals: 4, matched: 4, distance: Distance::Value }]);
-        assert_eq!(steps_of(&[!0, !0]), [Step { literals: 1, matched: 7, distance: Distance::Byte }]);
+        assert_eq!(steps_of(&[7]), [Step { literals: 4, matched: 0, distance: Distance::BYTE }]);
+        assert_eq!(steps_of(&[7, 7]), [Step { literals: 4, matched: 4, distance: Distance::new(4) }]);
+        assert_eq!(steps_of(&[!0, !0]), [Step { literals: 1, matched: 7, distance: Distance::BYTE }]);
         for length in 1..100u32 {
             for at in 0..length {
                 let values: Vec<u32> = (0..length).map(|i| if i >= at { 5 } else { 100 + i }).collect();

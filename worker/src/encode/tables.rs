@@ -3,8 +3,11 @@
 /// Symbols of the literal and length alphabet.
 pub(crate) const LITLEN_SYMBOLS: usize = 286;
 
-/// Distance symbols in use: distances 1 to 4.
-pub(crate) const DISTANCE_SYMBOLS: usize = 4;
+/// Symbols of the distance alphabet.
+pub(crate) const DISTANCE_SYMBOLS: usize = 30;
+
+/// How far back a match reaches at most.
+pub(crate) const WINDOW: usize = 32 << 10;
 
 /// The symbol that ends a block.
 pub(crate) const END_OF_BLOCK: usize = 256;
@@ -50,6 +53,32 @@ const fn length_codes() -> [LengthCode; LONGEST_MATCH as usize + 1] {
     codes
 }
 
+/// How a match distance is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DistanceCode {
+    /// In the distance alphabet.
+    pub(crate) symbol: u8,
+    /// How many extra bits follow.
+    pub(crate) extra_bits: u8,
+    /// The value of the extra bits.
+    pub(crate) extra: u16,
+}
+
+impl DistanceCode {
+    /// Of a distance from 1 to [`WINDOW`].
+    #[inline(always)]
+    pub(crate) fn new(distance: u16) -> Self {
+        let rest = distance - 1;
+        if rest < 2 {
+            return DistanceCode { symbol: rest as u8, extra_bits: 0, extra: 0 };
+        }
+        // Two symbols for each power of two: the bit below the highest tells them apart, those below are extra.
+        let extra_bits = rest.ilog2() as u8 - 1;
+        let symbol = 2 * (extra_bits + 1) + (rest >> extra_bits & 1) as u8;
+        DistanceCode { symbol, extra_bits, extra: rest & ((1 << extra_bits) - 1) }
+    }
+}
+
 /// Cuts a stretch to be matched into deflate's matches: how many of the longest, then one last
 /// (0 for none) or, where a rest of 1 or 2 would be left over, two.
 #[inline(always)]
@@ -81,6 +110,18 @@ mod tests {
         assert_eq!(code(131), (281, 0, 5));
         assert_eq!(code(257), (284, 30, 5));
         assert_eq!(code(258), (285, 0, 0));
+    }
+
+    #[test]
+    fn distances_as_in_the_rfc() {
+        let code = |distance: u16| {
+            let DistanceCode { symbol, extra_bits, extra } = DistanceCode::new(distance);
+            (symbol, extra_bits, extra)
+        };
+        assert_eq!([1, 2, 3, 4].map(code), [(0, 0, 0), (1, 0, 0), (2, 0, 0), (3, 0, 0)]);
+        assert_eq!([5, 6, 7, 8].map(code), [(4, 1, 0), (4, 1, 1), (5, 1, 0), (5, 1, 1)]);
+        assert_eq!([193, 256, 257].map(code), [(15, 6, 0), (15, 6, 63), (16, 7, 0)]);
+        assert_eq!([24577, 32768].map(code), [(29, 13, 0), (29, 13, 8191)]);
     }
 
     #[test]

@@ -1,10 +1,12 @@
-//! The loops that see every byte, once portable and once for AVX-512.
+//! The loops that see every byte: portable, for BMI2 and for AVX-512.
 //!
 //! Which one runs is decided when the encoder is made, from what the processor says it can do.
-//! Both give the same bits: tests compare them, on processors that have both.
+//! All give the same bits: tests compare those that the processor runs.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod pext;
 mod portable;
 
 use super::bits::{BitWriter, Cursor};
@@ -22,6 +24,9 @@ const SURPLUS: usize = 128;
 pub(crate) enum Kernel {
     /// Plain Rust.
     Portable,
+    /// Bits picked by `pext`; the rest as plain Rust, compiled for AVX2 (Haswell, Zen 3 and later).
+    #[cfg(target_arch = "x86_64")]
+    Pext,
     /// Byte permutes over whole code tables: AVX-512 with VBMI (Ice Lake, Zen 4 and later).
     #[cfg(target_arch = "x86_64")]
     Avx512,
@@ -32,8 +37,9 @@ impl Kernel {
     pub(crate) fn available() -> Vec<Kernel> {
         let mut kernels = vec![Kernel::Portable];
         #[cfg(target_arch = "x86_64")]
-        if avx512::available() {
-            kernels.push(Kernel::Avx512);
+        {
+            kernels.extend(pext::available().then_some(Kernel::Pext));
+            kernels.extend(avx512::available().then_some(Kernel::Avx512));
         }
         kernels
     }
@@ -47,6 +53,9 @@ impl Kernel {
     pub(crate) fn scan<V: Value>(self, values: &[V], steps: &mut Vec<Step>) {
         match self {
             Kernel::Portable => super::runs::scan(values, steps),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the variant only exists where `available` said so.
+            Kernel::Pext => unsafe { pext::scan(values, steps) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the variant only exists where `available` said so.
             Kernel::Avx512 => unsafe { avx512::scan(values, steps) },
@@ -64,6 +73,9 @@ impl Kernel {
             Kernel::Portable => frequencies::<V>(bytes, steps, tally),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the variant only exists where `available` said so.
+            Kernel::Pext => unsafe { pext::frequencies::<V>(bytes, steps, tally) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the variant only exists where `available` said so.
             Kernel::Avx512 => unsafe { avx512::frequencies::<V>(bytes, steps, tally) },
         }
     }
@@ -72,6 +84,9 @@ impl Kernel {
     pub(crate) fn joined(self, first: &Frequencies, second: &Frequencies) -> (Frequencies, f32) {
         match self {
             Kernel::Portable => joined(first, second),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the variant only exists where `available` said so.
+            Kernel::Pext => unsafe { pext::joined(first, second) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the variant only exists where `available` said so.
             Kernel::Avx512 => unsafe { avx512::joined(first, second) },
@@ -93,6 +108,8 @@ impl Kernel {
         unsafe {
             bits.unchecked(|cursor| match self {
                 Kernel::Portable => portable::write(bytes, steps, code, cursor),
+                #[cfg(target_arch = "x86_64")]
+                Kernel::Pext => pext::write(bytes, steps, code, cursor),
                 #[cfg(target_arch = "x86_64")]
                 Kernel::Avx512 => avx512::write(bytes, steps, code, cursor),
             });

@@ -7,6 +7,7 @@ use super::write_match;
 
 /// # Safety
 /// The steps cover `bytes`; the cursor has room for the longest codes.
+#[inline(always)]
 pub(super) unsafe fn write(bytes: &[u8], steps: &[Step], code: &BlockCode, mut cursor: Cursor) -> Cursor {
     // The code above bit 8, its length below: a shift by the whole entry shifts by the length, as
     // the processor takes shift counts modulo 64 and lengths are below that.

@@ -1,0 +1,172 @@
+//! Matches of repetitive segments: with rows above, and with the last places of the same value.
+//!
+//! Attention that depends on the distance alone repeats the row above shifted by a value; attention that depends
+//! on the key alone repeats it as it is; both often but for the lowest byte. So these distances and those of
+//! [`runs`](super::runs) are tried at every byte; where a value begins, also the places where it was met last.
+//! The longest match is taken.
+
+use std::ops::Range;
+
+use super::runs::{Distance, Step, Value};
+use super::tables::{SHORTEST_MATCH, WINDOW};
+
+/// Bytes compared at a time.
+const WORD: usize = 8;
+
+/// Bits of a value's hash.
+const HASH_BITS: u32 = 10;
+
+/// Places kept for each hash.
+const PLACES: usize = 4;
+
+/// Where values of a chunk were met last, by their hash; as much of the place as fits into 32 bits.
+#[derive(Debug)]
+pub(crate) struct Places(Vec<[u32; PLACES]>);
+
+impl Places {
+    /// Of none.
+    pub(crate) fn new() -> Self {
+        Places(Vec::new())
+    }
+
+    /// Forgets all.
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// The places of values like the one at `at`, which is one more from now on.
+    fn meet<V: Value>(&mut self, chunk: &[u8], at: usize) -> [u32; PLACES] {
+        let bytes = chunk[at..at + V::SIZE].iter();
+        let value = bytes.fold(0u32, |value, &byte| value << 8 | u32::from(byte));
+        let places = &mut self.0[(value.wrapping_mul(0x9e37_79b1) >> (32 - HASH_BITS)) as usize];
+        let before = *places;
+        places.copy_within(..PLACES - 1, 1);
+        places[0] = at as u32;
+        before
+    }
+}
+
+/// Appends the steps that spell out `segment` of `chunk`, the bytes of rows of `n` values of type `V`.
+pub(crate) fn scan<V: Value>(
+    chunk: &[u8],
+    segment: Range<usize>,
+    n: usize,
+    places: &mut Places,
+    steps: &mut Vec<Step>,
+) {
+    // A place that is none is too far from anywhere.
+    places.0.resize(1 << HASH_BITS, [u32::MAX; PLACES]);
+    let row = n * V::SIZE;
+    let distances = [1, V::SIZE, row, row + V::SIZE, n * row];
+    let (mut done, mut at) = (segment.start, segment.start);
+    while at + SHORTEST_MATCH as usize <= segment.end {
+        let (mut matched, mut distance) = (0, 0);
+        let mut attempt = |reach: usize| {
+            if reach > 0 && reach <= at.min(WINDOW) {
+                let length = common(chunk, at - reach, at..segment.end);
+                // The distances that come first are met more often, and take fewer bits.
+                if length > matched {
+                    (matched, distance) = (length, reach);
+                }
+            }
+        };
+        distances.into_iter().for_each(&mut attempt);
+        if at.is_multiple_of(V::SIZE) && at + V::SIZE <= segment.end {
+            let met = places.meet::<V>(chunk, at);
+            met.into_iter().for_each(|place| attempt((at as u32).wrapping_sub(place) as usize));
+        }
+        if matched >= SHORTEST_MATCH as usize {
+            let literals = (at - done) as u32;
+            steps.push(Step { literals, matched: matched as u32, distance: Distance::new(distance) });
+            done = at + matched;
+            if distance > V::SIZE {
+                // Not in runs, which would drive out all else.
+                let next = (at + 1).next_multiple_of(V::SIZE);
+                (next..done.min(segment.end + 1 - V::SIZE)).step_by(V::SIZE).for_each(|at| {
+                    places.meet::<V>(chunk, at);
+                });
+            }
+            at = done;
+        } else {
+            at += 1;
+        }
+    }
+    if done < segment.end {
+        let literals = (segment.end - done) as u32;
+        steps.push(Step { literals, matched: 0, distance: Distance::BYTE });
+    }
+}
+
+/// How many of the bytes from `before` on are those of `here`.
+fn common(chunk: &[u8], before: usize, here: Range<usize>) -> usize {
+    let (mut length, longest) = (0, here.len());
+    let word = |at: usize| {
+        let bytes = chunk[at..at + WORD].try_into().expect("a word's bytes");
+        u64::from_le_bytes(bytes)
+    };
+    while length + WORD <= longest {
+        let differ = word(before + length) ^ word(here.start + length);
+        if differ != 0 {
+            return length + differ.trailing_zeros() as usize / 8;
+        }
+        length += WORD;
+    }
+    length + (length..longest).take_while(|&at| chunk[before + at] == chunk[here.start + at]).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a decoder of steps would give.
+    fn spell(bytes: &[u8], steps: &[Step]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for step in steps {
+            out.extend_from_slice(&bytes[out.len()..out.len() + step.literals as usize]);
+            for _ in 0..step.matched {
+                out.push(out[out.len() - step.distance.bytes()]);
+            }
+        }
+        out
+    }
+
+    fn steps_of(values: &[u32], n: usize) -> Vec<Step> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let mut steps = Vec::new();
+        scan::<u32>(bytes, 0..bytes.len(), n, &mut Places::new(), &mut steps);
+        assert!(spell(bytes, &steps) == bytes);
+        steps
+    }
+
+    #[test]
+    fn a_row_like_the_one_above_is_one_match() {
+        let n = 20;
+        let rows: Vec<u32> = (0..5 * n).map(|at| 0x3c12_3456 + at % n * 0x01_0307).collect();
+        let steps = steps_of(&rows, n as usize);
+        let rest = Step { literals: 4 * n, matched: 4 * 4 * n, distance: Distance::new(4 * n as usize) };
+        assert_eq!(steps, [rest]);
+        // Shifted by one.
+        let shifted: Vec<u32> =
+            (0..5 * n).map(|at| 0x3c12_3456 + (at % n + 5 - at / n) * 0x01_0307).collect();
+        let steps = steps_of(&shifted, n as usize);
+        assert_eq!(steps[1].distance, Distance::new(4 * n as usize + 4));
+    }
+
+    #[test]
+    fn a_value_is_found_again_wherever_it_was() {
+        let values: Vec<u32> =
+            [7, 1, 2, 3, 4, 5, 6, 1, 2, 3].map(|value| 0x3c12_3456 + value * 0x01_0307).into();
+        let steps = steps_of(&values, 64);
+        assert_eq!(steps, [Step { literals: 28, matched: 12, distance: Distance::new(24) }]);
+    }
+
+    #[test]
+    fn ends_and_short_inputs() {
+        for length in 0..40 {
+            let values: Vec<u32> = (0..length).map(|at| 0x3c12_3456 ^ (at % 7) << 12).collect();
+            for n in 1..9 {
+                steps_of(&values, n);
+            }
+        }
+    }
+}
