@@ -1,7 +1,10 @@
 //! The embedded queue of `worker run`: a bounded channel. The planner waits when it is full, so
 //! memory does not grow with the number of prompts.
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+};
 
 use tokio::sync::mpsc;
 
@@ -50,18 +53,19 @@ pub struct Consumer {
 impl Consume for Consumer {
     type Tag = JobId;
     type Error = Infallible;
+    type Settling = Ready<Result<Settled, Infallible>>;
 
     async fn next(&mut self) -> Result<Option<Delivery<JobId>>, Infallible> {
         Ok(self.receiver.recv().await.map(|job| Delivery { tag: job.id.clone(), job, attempts: 0 }))
     }
 
-    async fn settle(&mut self, tag: JobId, settlement: Settlement) -> Result<Settled, Infallible> {
+    fn settle(&mut self, tag: JobId, settlement: Settlement) -> Self::Settling {
         match settlement {
             Settlement::Done => {}
             Settlement::HandBack => self.handed_back.push(tag),
             Settlement::Failed(failures) => self.failed.extend(failures),
         }
-        Ok(Settled::Accepted)
+        ready(Ok(Settled::Accepted))
     }
 
     async fn stop(&mut self) {

@@ -60,16 +60,15 @@ pub trait Consume {
     type Tag: Send + 'static;
     /// What can go wrong.
     type Error: std::error::Error + Send + Sync + 'static;
+    /// Ends when a settlement is over.
+    type Settling: Future<Output = Result<Settled, Self::Error>> + Send + 'static;
 
     /// The next job, or `None` when no more will come. Dropping the future loses no job.
     fn next(&mut self) -> impl Future<Output = Result<Option<Delivery<Self::Tag>>, Self::Error>> + Send;
 
-    /// Settles a delivery.
-    fn settle(
-        &mut self,
-        tag: Self::Tag,
-        settlement: Settlement,
-    ) -> impl Future<Output = Result<Settled, Self::Error>> + Send;
+    /// Settles a delivery. It is under way when this returns, so nobody has to wait for its end, which may take as
+    /// long as the queue needs to put on record what failed; further deliveries can be settled meanwhile.
+    fn settle(&mut self, tag: Self::Tag, settlement: Settlement) -> Self::Settling;
 
     /// Takes no more: what this consumer holds and has not given out goes back. What was given out can still be
     /// settled.
@@ -79,16 +78,13 @@ pub trait Consume {
 impl<Q: Consume + Send> Consume for &mut Q {
     type Tag = Q::Tag;
     type Error = Q::Error;
+    type Settling = Q::Settling;
 
     fn next(&mut self) -> impl Future<Output = Result<Option<Delivery<Self::Tag>>, Self::Error>> + Send {
         (**self).next()
     }
 
-    fn settle(
-        &mut self,
-        tag: Self::Tag,
-        settlement: Settlement,
-    ) -> impl Future<Output = Result<Settled, Self::Error>> + Send {
+    fn settle(&mut self, tag: Self::Tag, settlement: Settlement) -> Self::Settling {
         (**self).settle(tag, settlement)
     }
 

@@ -210,6 +210,7 @@ where
         jobs: HashMap::new(),
         pipeline: Some(pipeline),
         admissions: JoinSet::new(),
+        settlements: JoinSet::new(),
         accepting: true,
         stopped: false,
         drained: false,
@@ -238,6 +239,8 @@ struct Loop<Q: Consume, C, F> {
     /// Taken away to let the threads end.
     pipeline: Option<Pipeline>,
     admissions: JoinSet<Admitted>,
+    /// Deliveries the queue was told of and has not settled yet.
+    settlements: JoinSet<Settlement<Q::Error>>,
     accepting: bool,
     /// Whether the queue was told that no more is taken.
     stopped: bool,
@@ -253,6 +256,15 @@ struct Admitted {
     serial: Serial,
     job: Arc<Job>,
     look: Look,
+}
+
+/// A delivery whose settlement is over.
+struct Settlement<E> {
+    job: Option<Arc<Job>>,
+    failures: Vec<Failure>,
+    done: usize,
+    how: JobEnd,
+    settled: Result<Settled, E>,
 }
 
 /// What the last look found.
@@ -277,7 +289,7 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
                 self.stopped = true;
                 self.queue.stop().await;
             }
-            if !self.accepting && self.hands.is_empty() {
+            if !self.accepting && self.hands.is_empty() && self.settlements.is_empty() {
                 // Closing the pipeline's mouth ends its threads; the channel of notes ends with the last of them.
                 self.pipeline = None;
             }
@@ -290,6 +302,9 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
                 },
                 Some(admitted) = self.admissions.join_next() => {
                     self.admit(admitted.expect("the last look at the store neither panics nor is aborted")).await?;
+                }
+                Some(settlement) = self.settlements.join_next() => {
+                    self.settled(settlement.expect("waiting for the queue neither panics nor is aborted"));
                 }
                 () = shutdown.stop.cancelled(), if self.accepting => self.accepting = false,
                 next = self.queue.next(), if room => match next {
@@ -450,7 +465,7 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
     }
 
     async fn settle(&mut self, serial: Serial, finished: Option<Finished<Q::Tag>>) -> Result<(), ServeError> {
-        let Some(Finished { tag, settlement, outcome, mut how }) = finished else { return Ok(()) };
+        let Some(Finished { tag, settlement, outcome, how }) = finished else { return Ok(()) };
         let Outcome { done, failures, .. } = outcome.clone();
         let job = self.jobs.remove(&serial).map(|(job, hold)| {
             // What was announced has ended; the store is told before the queue forgets the job.
@@ -462,7 +477,14 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
             let told = tokio::task::spawn_blocking(move || store.settling(&job, &outcome, how));
             told.await.expect("a store's note neither panics nor is aborted");
         }
-        match self.queue.settle(tag, settlement).await {
+        let settling = self.queue.settle(tag, settlement);
+        self.settlements
+            .spawn(async move { Settlement { job, failures, done, how, settled: settling.await } });
+        Ok(())
+    }
+
+    fn settled(&mut self, Settlement { job, failures, done, mut how, settled }: Settlement<Q::Error>) {
+        match settled {
             Ok(Settled::Accepted) => {}
             Ok(Settled::Lost) => how = JobEnd::Lost,
             Err(error) => self.stop_for(ServeError::Queue(Box::new(error))),
@@ -470,7 +492,6 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
         if let Some(job) = job {
             (self.observe)(&Event::JobSettled { job, failures, done, how });
         }
-        Ok(())
     }
 }
 
