@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use crate::{
     pace::{Pace, eta},
+    publish::REPAIR,
     scope::Part,
 };
 
@@ -174,6 +175,14 @@ impl Follower {
             record.cancelled = runs::is_cancelled(layout, run)?;
         }
         Ok(())
+    }
+
+    /// The command that goes on with it, where publishing was interrupted.
+    pub fn goes_on(&self) -> &'static str {
+        match &self.record {
+            Some(record) if record.card.request.starts_with(REPAIR) => "`dispatcher verify --repair`",
+            _ => "the same `dispatcher enqueue`",
+        }
     }
 
     /// Jobs that were published.

@@ -248,6 +248,60 @@ fn what_is_broken_is_found_removed_and_computed_again() {
 }
 
 #[test]
+fn a_repair_that_is_killed_loses_nothing_and_the_next_one_goes_on() {
+    let mut site = Site::new("repair-killed");
+    site.batch_size = 1;
+    let prompts = site.prompts(12);
+    let run = site.enqueued(&prompts)["run"].as_str().unwrap().to_owned();
+    let (jobs, exchange) = (drain(&site.url, &site.queue()), format!("{}.jobs", site.namespace));
+    for message in &jobs {
+        publish_raw(&site.url, &exchange, MODEL, &message.body, FieldTable::default());
+    }
+    site.drain();
+    let save = site.save_path();
+    for dir in prompt_dirs(&save, MODEL).values() {
+        fs::write(dir.join("activations.npz"), "torn by somebody else").unwrap();
+    }
+    // The texts must come from the repair's own copy.
+    fs::remove_file(save.join(MODEL).join("prompts.jsonl")).unwrap();
+    // A queue that is full, with the last jobs of the run: what is removed is not published.
+    for message in &jobs[9..] {
+        publish_raw(&site.url, &exchange, MODEL, &message.body, FieldTable::default());
+    }
+    let (broker, full) = (broker::shared(), format!("full-{}", site.namespace));
+    let pattern = format!("^{}[.]jobs[.]", site.namespace);
+    broker.rabbitmqctl(&["set_policy", &full, &pattern, r#"{"max-length":2}"#]).expect(0);
+    let mut command = site.dispatcher(&["verify", &run, "--repair"]);
+    let mut repair = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(repair.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(said.any(|line| line.contains("refused")), "it came to its end");
+    repair.kill().unwrap();
+    repair.wait().unwrap();
+    broker.rabbitmqctl(&["clear_policy", &full]).expect(0);
+    let copies = || fs::read_dir(save.join(".lenspool").join(MODEL).join("repair")).unwrap().count();
+    assert_eq!(copies(), 1);
+    assert!(prompt_dirs(&save, MODEL).values().any(|dir| !dir.join("prompt.json").exists()));
+    let status = dispatcher(&site, &["status"]).expect(0).stdout;
+    assert!(status.contains("interrupted; `dispatcher verify --repair` goes on"), "{status}");
+
+    // What was not removed looks committed to a worker, so nothing is computed and what was removed is owed.
+    assert_eq!(site.drain()["done"], 0);
+    let directory = ["verify", "--json", "--save-path", save.to_str().unwrap()];
+    let broken = dispatcher(&site, &directory).expect(65).says("was interrupted").json();
+    assert!(broken["broken"].to_string().contains("a repair that was interrupted removed it"), "{broken:#}");
+    let repaired = dispatcher(&site, &[&directory[..], &["--repair"]].concat()).expect(0).json();
+    let told = &repaired["repaired"];
+    assert_eq!((&told["prompts"], &told["left"], copies()), (&12.into(), &0.into(), 0), "{repaired:#}");
+    assert_eq!(site.drain()["done"], 12);
+    assert_eq!(dispatcher(&site, &directory).expect(0).json()["prompts"], 12);
+    dispatcher(&site, &["index"]).expect(0);
+    site.assert_done(&prompts);
+    // Nothing is left of the first repair: no run waits for somebody to go on with it.
+    let status = dispatcher(&site, &["status"]).expect(0).stdout;
+    assert!(!status.contains("interrupted"), "{status}");
+}
+
+#[test]
 fn an_index_that_is_lost_is_built_again() {
     let site = Site::new("index");
     let run = site.enqueued(&site.prompts(15))["run"].as_str().unwrap().to_owned();
