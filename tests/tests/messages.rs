@@ -147,6 +147,24 @@ fn what_may_pass_is_tried_again_as_often_as_there_are_waits() {
 }
 
 #[test]
+fn a_worker_says_what_waits_when_it_leaves_and_stays_for_it_where_it_is_asked_to() {
+    let mut site = Site::new("waiting");
+    site.retry_delays = "6s,30m".to_owned();
+    let prompts = site.prompts(4);
+    site.enqueued(&prompts);
+    let moved = site.dir.path().join("moved");
+    fs::rename(site.save_path(), &moved).unwrap();
+    // It leaves before the first wait is over.
+    let left = end(site.consume(&["--exit-when-empty", "--max-idle", "1s"])).expect(0);
+    let left = left.says("1 for up to 6s").says("--wait-for-retries").json();
+    assert_eq!(left["waiting"], json!([{"delay_seconds": 6, "jobs": 1}]), "{left:#}");
+    // The next one stays for it, but not for half an hour.
+    let stay = ["--exit-when-empty", "--max-idle", "1s", "--wait-for-retries", "10s"];
+    let left = end(site.consume(&stay)).expect(0).json();
+    assert_eq!(left["waiting"], json!([{"delay_seconds": 1800, "jobs": 1}]), "{left:#}");
+}
+
+#[test]
 fn a_run_computed_again_by_force_replaces_what_is_there() {
     let site = Site::new("force");
     let prompts = site.prompts(8);

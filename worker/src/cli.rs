@@ -126,6 +126,9 @@ pub struct ConsumeFlags {
     /// Leave once the queues were empty for the time of --max-idle [10s without it]
     #[arg(long)]
     pub exit_when_empty: bool,
+    /// Without work, stay for jobs whose wait for another try is at most so long [default: leave them to others]
+    #[arg(long, value_name = "TIME")]
+    pub wait_for_retries: Option<String>,
     /// Leave after so long [default: in time before the Slurm job ends]
     #[arg(long, value_name = "TIME")]
     pub max_runtime: Option<String>,

@@ -6,7 +6,7 @@ use common::{
     job::FailureKind,
     model::reference::ModelName,
     prompt::PromptHash,
-    queue::rabbitmq::{BrokerError, DeadLetter, Observer, Verdict, unacknowledged},
+    queue::rabbitmq::{BrokerError, DeadLetter, Observer, Verdict, Waiting, unacknowledged},
     settings::BrokerUrl,
 };
 
@@ -82,12 +82,9 @@ pub async fn look(
             queue,
         });
     }
-    for &delay in names.delays() {
-        let queue = names.retry(delay);
-        if let Some(counts) = observer.counts(&queue).await? {
-            seen.retry.push(RetryRow { queue, delay_seconds: delay.as_secs(), waiting: counts.ready });
-        }
-    }
+    let row =
+        |Waiting { queue, delay, jobs }| RetryRow { queue, delay_seconds: delay.as_secs(), waiting: jobs };
+    seen.retry = observer.waiting().await?.into_iter().map(row).collect();
     let total = observer.counts(&names.dead()).await?.map_or(0, |counts| counts.ready);
     seen.dead = match before {
         Some(before) if before.report.total == total => before.clone(),

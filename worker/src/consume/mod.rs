@@ -135,6 +135,7 @@ async fn serve_broker(
     };
     let directory = DataDirectory::guarded(guard);
     let served = serve::serve(&mut consumer, models, directory, &pipeline, shutdown, observe).await;
+    report.waiting(consumer.waiting().await);
     consumer.close().await;
     finisher.close().await;
     match served {

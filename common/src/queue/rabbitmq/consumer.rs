@@ -33,7 +33,7 @@ use super::{
     Broker,
     error::{BrokerError, during},
     link::{Link, Purpose},
-    look,
+    look::{self, Waiting},
     message::{self as job_message, Envelope},
     moving::Mover,
     registry,
@@ -69,6 +69,8 @@ pub enum Wanted {
 pub struct Leave {
     /// After so long with nothing in hand and every queue empty; never, where none.
     pub idle: Option<Duration>,
+    /// But not while jobs are in a wait of at most so long; where none, whatever waits.
+    pub retries: Option<Duration>,
 }
 
 /// How a consumer takes jobs.
@@ -95,6 +97,7 @@ type Given = Result<Option<Delivery<Tag>>, BrokerError>;
 
 enum Command {
     Settle { tag: Box<Tag>, settlement: Settlement, reply: oneshot::Sender<Settled> },
+    Waiting { reply: oneshot::Sender<Option<Vec<Waiting>>> },
     Stop { reply: oneshot::Sender<()> },
 }
 
@@ -131,6 +134,13 @@ impl Consumer {
             stopping: false,
         };
         Ok(Consumer { deliveries, commands, link: serial, task: tokio::spawn(task.run(heard)) })
+    }
+
+    /// What waits for another try now; none where the broker cannot be asked.
+    pub async fn waiting(&self) -> Option<Vec<Waiting>> {
+        let (reply, waiting) = oneshot::channel();
+        let _ = self.commands.send(Command::Waiting { reply });
+        waiting.await.ok().flatten()
     }
 
     /// Says goodbye to the broker, so that everything settled has arrived when this returns.
@@ -279,6 +289,13 @@ impl Task {
                     self.settle(*tag, settlement, Some(reply)).await;
                 }
                 Turn::Moved(moved) => self.moved(*moved).await,
+                Turn::Command(Some(Command::Waiting { reply })) => {
+                    let waiting = match &self.link {
+                        Some(link) => look::waiting(link, &self.broker.names).await.ok(),
+                        None => None,
+                    };
+                    let _ = reply.send(waiting);
+                }
                 Turn::Command(Some(Command::Stop { reply })) => {
                     self.stopping = true;
                     self.opening = None;
@@ -534,6 +551,14 @@ impl Task {
             self.leave_queue().await;
             self.take_from(model).await?;
             return Ok(false);
+        }
+        if let Some(longest) = self.options.leave.retries {
+            let waiting = look::waiting(link, &self.broker.names).await?;
+            if waiting.iter().any(|wait| wait.delay <= longest && wait.jobs > 0) {
+                // They come back to their queues, and between the two nobody sees them for a moment.
+                self.idle_since = Instant::now();
+                return Ok(false);
+            }
         }
         Ok(self.options.leave.idle.is_some_and(|idle| self.idle_since.elapsed() >= idle))
     }

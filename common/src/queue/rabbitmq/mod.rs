@@ -38,7 +38,7 @@ pub use connect::Broker;
 pub use consumer::{ConsumeOptions, Consumer, Leave, Wanted};
 pub use dead::{DeadLetter, Judged, Verdict};
 pub use error::BrokerError;
-pub use look::{Counts, Observer, unacknowledged};
+pub use look::{Counts, Observer, Waiting, unacknowledged};
 pub use message::{Envelope, MESSAGE_BYTES, Try};
 pub use publisher::{Confirmed, Publisher};
 pub use registry::RunEntry;
