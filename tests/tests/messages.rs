@@ -160,7 +160,7 @@ fn a_worker_says_what_waits_when_it_leaves_and_stays_for_it_where_it_is_asked_to
     assert_eq!(left["waiting"], json!([{"delay_seconds": 6, "jobs": 1}]), "{left:#}");
     // The next one stays for it, but not for half an hour.
     let stay = ["--exit-when-empty", "--max-idle", "1s", "--wait-for-retries", "10s"];
-    let left = end(site.consume(&stay)).expect(0).json();
+    let left = end(site.consume(&stay)).expect(0).says("try 2 of 3").json();
     assert_eq!(left["waiting"], json!([{"delay_seconds": 1800, "jobs": 1}]), "{left:#}");
 }
 

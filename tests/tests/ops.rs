@@ -8,10 +8,12 @@ use std::{
 };
 
 use common::{
-    job::{Failure, FailureKind},
+    job::{Failure, FailureKind, RunId},
+    model::reference::ModelName,
     queue::rabbitmq::{Envelope, Try, message},
+    store::{Event, Journal, SaveLayout, Store},
 };
-use lapin::types::FieldTable;
+use lapin::{options::BasicConsumeOptions, types::FieldTable};
 use serde_json::Value;
 use tests::{
     Ended,
@@ -132,6 +134,42 @@ fn status_tells_queues_letters_and_runs_and_watch_ends_with_them() {
     alone.arg(site.save_path());
     let alone = end(alone).expect(0).says("from files alone").json();
     assert_eq!((&alone["runs"][0]["state"], &alone["broker"]["reachable"]), (&"done".into(), &false.into()));
+}
+
+#[test]
+fn a_job_that_is_tried_again_is_not_over_while_a_worker_holds_it() {
+    let site = Site::new("held");
+    let run = RunId(site.enqueued(&site.prompts(5))["run"].as_str().unwrap().to_owned());
+    // A try failed, as its worker's journal says, and another worker has the job in hand now.
+    let body = drain(&site.url, &site.queue()).remove(0).body;
+    let job = message::parse(&body).unwrap();
+    let (save, name) = (site.save_path(), ModelName::try_from(MODEL).unwrap());
+    let journal = Journal::new(&Store::new(&save, &run), &SaveLayout::new(&save).model(&name), &run);
+    for prompt in &job.prompts {
+        let reason = "the file system is full".to_owned();
+        let failure = Failure { hash: Some(prompt.hash.clone()), kind: FailureKind::Retryable, reason };
+        journal.note(Event::Failed { job: job.id.clone(), failure, last: false }).unwrap();
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let held = runtime.block_on(async {
+        let connection = broker::connect(&site.url).await;
+        let channel = connection.create_channel().await.unwrap();
+        let options = BasicConsumeOptions::default();
+        let queue = site.queue();
+        let consumer =
+            channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default());
+        (consumer.await.unwrap(), channel, connection)
+    });
+    publish_raw(&site.url, &format!("{}.jobs", site.namespace), MODEL, &body, FieldTable::default());
+    let mut watch = site.dispatcher(&["watch", "--every", "100ms"]).stdout(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let ended = watch.try_wait().unwrap();
+    assert_eq!((ended, site.ready()), (None, 0), "the job is in hand");
+    drop(held);
+    runtime.shutdown_background();
+    site.drain();
+    let ended: Ended = watch.wait_with_output().unwrap().into();
+    assert!(ended.expect(0).stdout.ends_with("done: 5 of 5 prompts, 0 failed\n"));
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::sync::mpsc;
 
-use super::{Consume, Delivery, Publish, Settled, Settlement};
+use super::{Attempt, Consume, Delivery, Publish, Settled, Settlement};
 use crate::job::{Failure, Job, JobId};
 
 /// Makes a queue that holds at most `capacity` jobs.
@@ -56,7 +56,11 @@ impl Consume for Consumer {
     type Settling = Ready<Result<Settled, Infallible>>;
 
     async fn next(&mut self) -> Result<Option<Delivery<JobId>>, Infallible> {
-        Ok(self.receiver.recv().await.map(|job| Delivery { tag: job.id.clone(), job, attempts: 0 }))
+        Ok(self.receiver.recv().await.map(|job| Delivery {
+            tag: job.id.clone(),
+            job,
+            attempt: Attempt::ONLY,
+        }))
     }
 
     fn settle(&mut self, tag: JobId, settlement: Settlement) -> Self::Settling {

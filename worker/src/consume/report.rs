@@ -96,7 +96,7 @@ impl Report {
             Event::ModelOpened { pin, took } => {
                 tracing::info!("{} ({} at {}) is ready after {took:.1?}", pin.name, pin.source, pin.commit);
             }
-            Event::JobSettled { job, failures, how, .. } => {
+            Event::JobSettled { job, attempt, failures, how, .. } => {
                 let count = match how {
                     JobEnd::Over | JobEnd::Refused => &mut self.summary.jobs,
                     JobEnd::HandedBack => &mut self.summary.handed_back,
@@ -105,7 +105,7 @@ impl Report {
                 };
                 *count += 1;
                 for failure in failures {
-                    tracing::warn!("job {} of run {}: {}", job.id, job.run, failure.reason);
+                    tracing::warn!("job {} of run {}, {attempt}: {}", job.id, job.run, failure.reason);
                 }
             }
             _ => {}

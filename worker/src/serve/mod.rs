@@ -22,7 +22,7 @@ use std::{
 
 use common::{
     job::{Failure, FailureKind, Job, ModelPin, Outcome},
-    queue::{Consume, Delivery, Settled},
+    queue::{Attempt, Consume, Delivery, Settled},
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -99,6 +99,8 @@ pub enum Event {
     JobSettled {
         /// The job.
         job: Arc<Job>,
+        /// Which try of it this was.
+        attempt: Attempt,
         /// Its prompts that failed.
         failures: Vec<Failure>,
         /// Prompts computed and committed by it now.
@@ -261,6 +263,7 @@ struct Admitted {
 /// A delivery whose settlement is over.
 struct Settlement<E> {
     job: Option<Arc<Job>>,
+    attempt: Attempt,
     failures: Vec<Failure>,
     done: usize,
     how: JobEnd,
@@ -324,7 +327,7 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
     /// Takes a delivery in hand and looks, on a blocking thread, at what of it is committed already.
     fn receive(&mut self, delivery: Delivery<Q::Tag>) {
         let job = Arc::new(delivery.job);
-        let serial = self.hands.take(delivery.tag, job.prompts.len());
+        let serial = self.hands.take(delivery.tag, delivery.attempt, job.prompts.len());
         self.jobs.insert(serial, (Arc::clone(&job), None));
         let store = Arc::clone(&self.store);
         self.admissions.spawn_blocking(move || {
@@ -465,7 +468,7 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
     }
 
     async fn settle(&mut self, serial: Serial, finished: Option<Finished<Q::Tag>>) -> Result<(), ServeError> {
-        let Some(Finished { tag, settlement, outcome, how }) = finished else { return Ok(()) };
+        let Some(Finished { tag, attempt, settlement, outcome, how }) = finished else { return Ok(()) };
         let Outcome { done, failures, .. } = outcome.clone();
         let job = self.jobs.remove(&serial).map(|(job, hold)| {
             // What was announced has ended; the store is told before the queue forgets the job.
@@ -474,23 +477,24 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
         });
         if let Some(job) = &job {
             let (store, job) = (Arc::clone(&self.store), Arc::clone(job));
-            let told = tokio::task::spawn_blocking(move || store.settling(&job, &outcome, how));
+            let told = tokio::task::spawn_blocking(move || store.settling(&job, attempt, &outcome, how));
             told.await.expect("a store's note neither panics nor is aborted");
         }
         let settling = self.queue.settle(tag, settlement);
         self.settlements
-            .spawn(async move { Settlement { job, failures, done, how, settled: settling.await } });
+            .spawn(async move { Settlement { job, attempt, failures, done, how, settled: settling.await } });
         Ok(())
     }
 
-    fn settled(&mut self, Settlement { job, failures, done, mut how, settled }: Settlement<Q::Error>) {
+    fn settled(&mut self, settlement: Settlement<Q::Error>) {
+        let Settlement { job, attempt, failures, done, mut how, settled } = settlement;
         match settled {
             Ok(Settled::Accepted) => {}
             Ok(Settled::Lost) => how = JobEnd::Lost,
             Err(error) => self.stop_for(ServeError::Queue(Box::new(error))),
         }
         if let Some(job) = job {
-            (self.observe)(&Event::JobSettled { job, failures, done, how });
+            (self.observe)(&Event::JobSettled { job, attempt, failures, done, how });
         }
     }
 }

@@ -467,9 +467,9 @@ impl Task {
         match job_message::parse(&tag.original.body) {
             Ok(job) => {
                 self.in_hand += 1;
-                let attempts = tag.original.envelope.attempts;
+                let attempt = self.broker.names.attempt(tag.original.envelope.attempts);
                 // A handle that has gone settles nothing: closing the link gives the job back.
-                let _ = self.give.send(Ok(Some(Delivery { job, attempts, tag })));
+                let _ = self.give.send(Ok(Some(Delivery { job, attempt, tag })));
             }
             Err(failure) => {
                 tracing::warn!(

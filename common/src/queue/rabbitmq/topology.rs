@@ -27,7 +27,7 @@ use lapin::{
 };
 
 use super::error::{BrokerError, during};
-use crate::{model::reference::ModelName, settings::Queue};
+use crate::{model::reference::ModelName, queue::Attempt, settings::Queue};
 
 /// Deliveries after which a job counts as one that kills its workers. A worker that is told to leave gives back
 /// without having begun, and before RabbitMQ 4.3 that counts, too: so not fewer.
@@ -118,6 +118,14 @@ impl Names {
     pub(super) fn retry_after(&self, attempts: u32) -> Option<String> {
         let delay = self.delays.get(usize::try_from(attempts.checked_sub(1)?).ok()?)?;
         Some(self.retry(*delay))
+    }
+
+    /// Which try the next one is after so many.
+    pub(super) fn attempt(&self, attempts: u32) -> Attempt {
+        let number = attempts.saturating_add(1);
+        let of = u32::try_from(self.delays.len()).unwrap_or(u32::MAX).saturating_add(1);
+        // A job may come from a time in which the settings had more waits.
+        Attempt { number, of: of.max(number) }
     }
 
     /// Everything that must exist for `models`, in words for an administrator: one line each.
@@ -338,6 +346,11 @@ mod tests {
         assert_eq!(names.retry_after(1).unwrap(), "lenspool.retry.30s");
         assert_eq!(names.retry_after(3).unwrap(), "lenspool.retry.30m");
         assert_eq!((names.retry_after(0), names.retry_after(4)), (None, None));
+        assert_eq!(
+            (names.attempt(1).to_string().as_str(), names.attempt(1).is_last()),
+            ("try 2 of 4", false)
+        );
+        assert!(names.attempt(3).is_last() && names.attempt(9).is_last());
         settings.retry_delays = vec![Span::seconds(90)];
         assert_eq!(Names::new(&settings).unwrap().retry_after(1).unwrap(), "lenspool.retry.1m30s");
 
