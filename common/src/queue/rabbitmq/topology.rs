@@ -25,6 +25,7 @@ use lapin::{
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
+use serde_json::{Map, Value, json};
 
 use super::error::{BrokerError, during};
 use crate::{model::reference::ModelName, queue::Attempt, settings::Queue};
@@ -147,6 +148,39 @@ impl Names {
         self.exchanges().iter().map(exchange).chain(queues.iter().map(queue)).collect()
     }
 
+    /// The same as definitions in JSON, as `rabbitmqctl import_definitions` and the management API take them.
+    pub fn definitions(&self, models: &[ModelName], vhost: &str) -> Value {
+        let exchange = |(name, kind): (String, ExchangeKind)| {
+            let kind = format!("{kind:?}").to_lowercase();
+            json!({
+                "vhost": vhost, "name": name, "type": kind,
+                "durable": true, "auto_delete": false, "internal": false, "arguments": {},
+            })
+        };
+        let models = models.iter().map(|model| self.model_queue(model));
+        let queues: Vec<_> = self.shared_queues().into_iter().chain(models).collect();
+        let queue = |plan: &QueuePlan| {
+            let arguments: Map<_, _> =
+                plan.arguments.iter().map(|(key, value)| ((*key).to_owned(), value.json())).collect();
+            json!({
+                "vhost": vhost, "name": plan.name,
+                "durable": true, "auto_delete": false, "arguments": arguments,
+            })
+        };
+        let binding = |plan: &QueuePlan| {
+            let (exchange, key) = plan.bound.as_ref()?;
+            Some(json!({
+                "vhost": vhost, "source": exchange, "destination": plan.name,
+                "destination_type": "queue", "routing_key": key, "arguments": {},
+            }))
+        };
+        json!({
+            "exchanges": self.exchanges().into_iter().map(exchange).collect::<Vec<_>>(),
+            "queues": queues.iter().map(queue).collect::<Vec<_>>(),
+            "bindings": queues.iter().filter_map(binding).collect::<Vec<_>>(),
+        })
+    }
+
     fn exchanges(&self) -> Vec<(String, ExchangeKind)> {
         let retries = self.delays.iter().map(|&delay| (self.retry(delay), ExchangeKind::Fanout));
         [(self.jobs(), ExchangeKind::Direct), (self.dead_exchange(), ExchangeKind::Direct)]
@@ -231,6 +265,15 @@ impl From<String> for Argument {
 impl From<i64> for Argument {
     fn from(number: i64) -> Self {
         Argument::Number(number)
+    }
+}
+
+impl Argument {
+    fn json(&self) -> Value {
+        match self {
+            Argument::Text(text) => json!(text),
+            Argument::Number(number) => json!(number),
+        }
     }
 }
 
