@@ -18,13 +18,11 @@ use serde_json::{Value, json};
 use tests::{
     broker::{self, Broker, Cluster, QUEUE_ON_DISK, publish_raw, wait_until},
     check_committed, end, prompt_dirs,
-    site::{MODEL, Running, Site},
+    site::{MODEL, Running, Site, UNTIL_EMPTY},
 };
 
 /// Long enough for anything on a busy machine.
 const LONG: Duration = Duration::from_secs(180);
-/// A worker that leaves once everything, retries included, is over.
-const UNTIL_EMPTY: [&str; 3] = ["--exit-when-empty", "--max-idle", "4s"];
 
 fn committed(site: &Site) -> usize {
     prompt_dirs(&site.save_path(), MODEL).values().filter(|dir| dir.join("prompt.json").exists()).count()
@@ -235,8 +233,7 @@ fn what_comes_twice_is_done_once() {
         }
     }
     // One at a time: otherwise both copies may be in hand before either is committed.
-    let done =
-        end(site.consume(&["--exit-when-empty", "--max-idle", "3s", "--prefetch", "1"])).expect(0).json();
+    let done = end(site.consume(&[&UNTIL_EMPTY[..], &["--prefetch", "1"]].concat())).expect(0).json();
     assert_eq!((&done["done"], &done["cached"]), (&40.into(), &40.into()), "{done:#}");
     assert_eq!(site.dead(), 0);
     site.assert_done(&prompts);
@@ -254,8 +251,7 @@ fn both_copies_of_a_job_in_hand_at_once_end_as_one() {
         }
     }
     // The copies lie side by side, and a worker looks at what is committed when it takes a job in hand.
-    let done =
-        end(site.consume(&["--exit-when-empty", "--max-idle", "3s", "--prefetch", "4"])).expect(0).json();
+    let done = end(site.consume(&[&UNTIL_EMPTY[..], &["--prefetch", "4"]].concat())).expect(0).json();
     let count = |key: &str| done[key].as_u64().unwrap();
     assert_eq!((count("jobs"), count("done") + count("cached"), count("failed")), (10, 80, 0), "{done:#}");
     assert!(count("done") > 40, "no two copies were in hand at once: {done:#}");
@@ -368,7 +364,8 @@ fn a_worker_that_leaves_in_an_alarm_gives_back_what_it_could_not_move() {
     broker.memory_alarm(false);
     let done = end(site.consume(&UNTIL_EMPTY)).expect(0).json();
     assert_eq!((&done["cached"], &done["failed"]), (&7.into(), &1.into()), "{done:#}");
-    assert_eq!(site.dead(), 1);
+    // What the first worker had sent may have been read after all: that letter lies there twice and counts once.
+    assert_eq!(site.dead_letters().len(), 1);
 }
 
 #[test]

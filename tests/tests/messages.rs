@@ -8,11 +8,8 @@ use serde_json::{Value, json};
 use tests::{
     broker::{self, publish_raw},
     end, prompt_dirs,
-    site::{MODEL, Site},
+    site::{MODEL, Site, UNTIL_EMPTY},
 };
-
-/// A worker that leaves once everything, retries included, is over.
-const UNTIL_EMPTY: [&str; 3] = ["--exit-when-empty", "--max-idle", "4s"];
 
 fn publish(site: &Site, body: &[u8]) {
     publish_raw(&site.url, &format!("{}.jobs", site.namespace), MODEL, body, FieldTable::default());
@@ -136,7 +133,7 @@ fn what_may_pass_is_tried_again_as_often_as_there_are_waits() {
     site.enqueued(&site.prompts(4));
     let moved = site.dir.path().join("moved");
     fs::rename(site.save_path(), &moved).unwrap();
-    let worker = site.worker(&["--exit-when-empty", "--max-idle", "5s"]);
+    let worker = site.worker(&UNTIL_EMPTY);
     worker.end().expect(0).says("does not see the data directory");
     let [letter] = &broker::drain(&site.url, &format!("{}.dead", site.namespace))[..] else { panic!() };
     assert_eq!(letter.headers["lenspool-attempts"], 3, "one try and two more: {:#}", letter.headers);
