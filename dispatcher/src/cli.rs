@@ -235,6 +235,9 @@ pub struct TopologyArgs {
     /// Models whose queues are wanted, separated by commas
     #[arg(long, short = 'm', value_delimiter = ',', value_name = "MODEL")]
     pub model: Vec<String>,
+    /// Print definitions, as `rabbitmqctl import_definitions` takes them
+    #[arg(long)]
+    pub json: bool,
     /// Which broker.
     #[command(flatten)]
     pub queue: QueueFlags,

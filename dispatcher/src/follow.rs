@@ -10,7 +10,7 @@ use common::{
     job::FailureKind,
     prompt::PromptHash,
     store::{
-        Event, JournalReader, Progress, StoreError,
+        Event, Failed, JournalReader, Progress, StoreError,
         runs::{self, RunRecord},
     },
 };
@@ -19,6 +19,7 @@ use serde::Serialize;
 
 use crate::{
     pace::{Pace, eta},
+    publish::REPAIR,
     scope::Part,
 };
 
@@ -57,7 +58,7 @@ impl State {
 /// What the broker adds to the files.
 #[derive(Clone, Debug, Default)]
 pub struct Outside {
-    /// Whether a queue holds something that may be this run's; none where the broker was not asked.
+    /// Whether a queue, or a worker, holds something that may be this run's; none where there is no telling.
     pub outstanding: Option<bool>,
     /// The prompts of the run's dead letters.
     pub dead: HashSet<PromptHash>,
@@ -129,18 +130,21 @@ impl Follower {
         })?;
         let committed = self.progress.committed();
         let failures =
-            self.progress.failed().filter_map(|failure| Some((failure.hash.as_ref()?, failure.kind)));
-        let failed: HashMap<&PromptHash, FailureKind> = failures.collect();
+            self.progress.failed().filter_map(|failed| Some((failed.failure.hash.as_ref()?, failed)));
+        let failed: HashMap<&PromptHash, &Failed> = failures.collect();
         let dead_only = outside
             .dead
             .iter()
             .filter(|hash| !self.progress.is_committed(hash) && !failed.contains_key(hash));
         let dead_only = dead_only.count();
         // A failure that may pass is over once nothing is left that could try it again.
-        let may_be_tried = |(hash, kind): &(&&PromptHash, &FailureKind)| {
-            **kind == FailureKind::Retryable
-                && outside.outstanding != Some(false)
-                && !outside.dead.contains(**hash)
+        let may_be_tried = |(hash, failed): &(&&PromptHash, &&Failed)| {
+            let is_left = match outside.outstanding {
+                Some(outstanding) => outstanding,
+                // Then its worker knew whether there was a try left.
+                None => !failed.last,
+            };
+            failed.failure.kind == FailureKind::Retryable && is_left && !outside.dead.contains(**hash)
         };
         let waiting = failed.iter().filter(may_be_tried).count();
         let failed = failed.len() + dead_only;
@@ -174,6 +178,14 @@ impl Follower {
             record.cancelled = runs::is_cancelled(layout, run)?;
         }
         Ok(())
+    }
+
+    /// The command that goes on with it, where publishing was interrupted.
+    pub fn goes_on(&self) -> &'static str {
+        match &self.record {
+            Some(record) if record.card.request.starts_with(REPAIR) => "`dispatcher verify --repair`",
+            _ => "the same `dispatcher enqueue`",
+        }
     }
 
     /// Jobs that were published.
@@ -229,9 +241,9 @@ mod tests {
             self.journal.note(Event::Committed { hash: hash.clone(), bytes: 10 }).unwrap();
         }
 
-        fn fail(&self, hash: &PromptHash, kind: FailureKind) {
+        fn fail(&self, hash: &PromptHash, kind: FailureKind, last: bool) {
             let failure = Failure { hash: Some(hash.clone()), kind, reason: "why".to_owned() };
-            self.journal.note(Event::Failed { job: JobId("j".to_owned()), failure }).unwrap();
+            self.journal.note(Event::Failed { job: JobId("j".to_owned()), failure, last }).unwrap();
         }
 
         fn poll(&mut self, outside: &Outside) -> Figures {
@@ -260,7 +272,7 @@ mod tests {
         assert_eq!((figures.state, figures.committed, figures.pending), (State::Running, 1, 2));
         assert!(figures.recent.is_some() && figures.eta.is_some());
         story.commit(&b);
-        story.fail(&c, FailureKind::Permanent);
+        story.fail(&c, FailureKind::Permanent, false);
         let figures = story.poll(&empty());
         assert_eq!((figures.state, figures.committed, figures.failed), (State::Done, 2, 1));
         assert_eq!(figures.eta, None);
@@ -273,15 +285,20 @@ mod tests {
         let a = PromptHash::of("a");
         story.publish(std::slice::from_ref(&a));
         story.ledger.take().unwrap().complete().unwrap();
-        story.fail(&a, FailureKind::Retryable);
+        story.fail(&a, FailureKind::Retryable, false);
         for (outstanding, state) in
             [(Some(true), State::Running), (None, State::Running), (Some(false), State::Done)]
         {
             let figures = story.poll(&Outside { outstanding, ..Outside::default() });
             assert_eq!((figures.state, figures.failed), (state, 1));
         }
-        let dead = Outside { outstanding: Some(true), dead: [a].into() };
+        let dead = Outside { outstanding: Some(true), dead: [a.clone()].into() };
         assert_eq!(story.poll(&dead).state, State::Done);
+        // Once the last try failed, nobody has to be asked.
+        story.fail(&a, FailureKind::Retryable, true);
+        for (outstanding, state) in [(Some(true), State::Running), (None, State::Done)] {
+            assert_eq!(story.poll(&Outside { outstanding, ..Outside::default() }).state, state);
+        }
     }
 
     #[test]

@@ -160,7 +160,7 @@ mod tests {
         assert!(!layout.run_indexed(&card.run).exists());
 
         let failure = Failure { hash: Some(b), kind: FailureKind::Permanent, reason: "why".to_owned() };
-        journal.note(Event::Failed { job: JobId("1".to_owned()), failure }).unwrap();
+        journal.note(Event::Failed { job: JobId("1".to_owned()), failure, last: true }).unwrap();
         let all = index_directory(dir.path(), &Wanted::default()).unwrap();
         // How many are read anew depends on the file system's clock.
         assert!(all[0].starts_with("gpt2: 3 prompts listed, "), "{}", all[0]);

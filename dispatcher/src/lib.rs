@@ -1,5 +1,6 @@
 //! lenspool's dispatcher: plans runs and publishes their jobs, and shows and mends what becomes of them.
 
+mod bar;
 mod cancel;
 pub mod cli;
 mod dead;
@@ -8,6 +9,7 @@ mod error;
 mod follow;
 mod index;
 mod pace;
+mod publish;
 mod scope;
 mod signals;
 mod status;

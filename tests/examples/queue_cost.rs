@@ -199,7 +199,7 @@ impl Site {
             let options = ConsumeOptions {
                 wanted: Wanted::Models(vec![ModelName::try_from("null".to_owned()).expect("a name")]),
                 prefetch: 3,
-                leave: Leave { idle: Some(idle) },
+                leave: Leave { idle: Some(idle), retries: None },
             };
             let begin = Instant::now();
             let workers: Vec<_> = (0..n_workers)

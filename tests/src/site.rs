@@ -15,6 +15,9 @@ use crate::{Ended, binary, broker, check_committed, end, example_prompts, fixtur
 /// The model of most stories: small, and computed in a moment.
 pub const MODEL: &str = "gpt2-tiny";
 
+/// A worker that leaves once everything, further tries included, is over.
+pub const UNTIL_EMPTY: [&str; 5] = ["--exit-when-empty", "--max-idle", "2s", "--wait-for-retries", "5s"];
+
 /// Where a story happens.
 pub struct Site {
     /// The broker's address.
@@ -112,9 +115,9 @@ impl Site {
         command
     }
 
-    /// A worker that leaves once the queues are empty.
+    /// A worker to the end of all work.
     pub fn drain(&self) -> Value {
-        end(self.consume(&["--exit-when-empty", "--max-idle", "3s"])).expect(0).json()
+        end(self.consume(&UNTIL_EMPTY)).expect(0).json()
     }
 
     /// A worker in the background.

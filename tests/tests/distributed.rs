@@ -3,7 +3,7 @@
 use tests::{
     broker::{self, wait_until},
     end,
-    site::Site,
+    site::{Site, UNTIL_EMPTY},
 };
 
 #[test]
@@ -45,7 +45,7 @@ fn several_workers_share_a_run() {
     let site = Site::new("several");
     let prompts = site.prompts(200);
     site.enqueued(&prompts);
-    let workers: Vec<_> = (0..3).map(|_| site.worker(&["--exit-when-empty", "--max-idle", "3s"])).collect();
+    let workers: Vec<_> = (0..3).map(|_| site.worker(&UNTIL_EMPTY)).collect();
     let done: Vec<_> = workers.into_iter().map(|worker| worker.end().expect(0).json()).collect();
     let sum: u64 = done.iter().map(|done| done["done"].as_u64().unwrap()).sum();
     assert_eq!(sum, 200, "{done:#?}");

@@ -14,16 +14,15 @@ use std::{
 use lapin::types::FieldTable;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use rustix::process::Signal;
+use serde_json::{Value, json};
 use tests::{
     broker::{self, Broker, Cluster, QUEUE_ON_DISK, publish_raw, wait_until},
     check_committed, end, prompt_dirs,
-    site::{MODEL, Running, Site},
+    site::{MODEL, Running, Site, UNTIL_EMPTY},
 };
 
 /// Long enough for anything on a busy machine.
 const LONG: Duration = Duration::from_secs(180);
-/// A worker that leaves once everything, retries included, is over.
-const UNTIL_EMPTY: [&str; 3] = ["--exit-when-empty", "--max-idle", "4s"];
 
 fn committed(site: &Site) -> usize {
     prompt_dirs(&site.save_path(), MODEL).values().filter(|dir| dir.join("prompt.json").exists()).count()
@@ -234,9 +233,28 @@ fn what_comes_twice_is_done_once() {
         }
     }
     // One at a time: otherwise both copies may be in hand before either is committed.
-    let done =
-        end(site.consume(&["--exit-when-empty", "--max-idle", "3s", "--prefetch", "1"])).expect(0).json();
+    let done = end(site.consume(&[&UNTIL_EMPTY[..], &["--prefetch", "1"]].concat())).expect(0).json();
     assert_eq!((&done["done"], &done["cached"]), (&40.into(), &40.into()), "{done:#}");
+    assert_eq!(site.dead(), 0);
+    site.assert_done(&prompts);
+}
+
+#[test]
+fn both_copies_of_a_job_in_hand_at_once_end_as_one() {
+    let site = Site::new("both");
+    let prompts = site.prompts(40);
+    site.enqueued(&prompts);
+    for message in broker::drain(&site.url, &site.queue()) {
+        for _ in 0..2 {
+            let exchange = format!("{}.jobs", site.namespace);
+            publish_raw(&site.url, &exchange, MODEL, &message.body, FieldTable::default());
+        }
+    }
+    // The copies lie side by side, and a worker looks at what is committed when it takes a job in hand.
+    let done = end(site.consume(&[&UNTIL_EMPTY[..], &["--prefetch", "4"]].concat())).expect(0).json();
+    let count = |key: &str| done[key].as_u64().unwrap();
+    assert_eq!((count("jobs"), count("done") + count("cached"), count("failed")), (10, 80, 0), "{done:#}");
+    assert!(count("done") > 40, "no two copies were in hand at once: {done:#}");
     assert_eq!(site.dead(), 0);
     site.assert_done(&prompts);
 }
@@ -276,6 +294,78 @@ fn a_broker_short_of_memory_still_hears_what_is_done() {
     broker.memory_alarm(false);
     assert_eq!(site.dead(), 0);
     site.assert_done(&prompts);
+}
+
+#[test]
+fn an_alarm_that_begins_in_the_middle_of_work_holds_up_nothing_but_what_failed() {
+    const PROMPTS: usize = 1200;
+    const BAD: usize = 800;
+    let broker = Broker::start();
+    let site = Site::at(broker.url(), "alarm-begins");
+    let prompts = site.prompts(PROMPTS);
+    site.enqueued(&prompts);
+    // One job in the middle has a prompt that cannot be computed.
+    let mut bad = String::new();
+    for (at, message) in broker::drain(&site.url, &site.queue()).into_iter().enumerate() {
+        let mut job: Value = serde_json::from_slice(&message.body).unwrap();
+        if at == BAD / site.batch_size {
+            job["prompts"][3]["ids"][0] = json!(999_999);
+            job["prompts"][3]["hash"].as_str().unwrap().clone_into(&mut bad);
+        }
+        let exchange = format!("{}.jobs", site.namespace);
+        publish_raw(&site.url, &exchange, MODEL, job.to_string().as_bytes(), FieldTable::default());
+    }
+    let worker = site.worker(&UNTIL_EMPTY);
+    wait_for_work_in_hand(&site, PROMPTS);
+    // Held still, so that what fails does so in the alarm.
+    worker.signal(Signal::STOP);
+    broker.memory_alarm(true);
+    assert!(committed(&site) < BAD, "the job that fails was met before the alarm");
+    worker.signal(Signal::CONT);
+    wait_for_all(&site, PROMPTS - 1);
+    assert_eq!(
+        (site.ready(), site.dead()),
+        (0, 0),
+        "nothing is confirmed in an alarm, and nothing given back"
+    );
+    broker.memory_alarm(false);
+    let ended = worker.end_within(LONG).expect(0).says("the broker takes no messages now");
+    let done = ended.json();
+    let jobs = PROMPTS / site.batch_size;
+    assert_eq!(
+        (&done["jobs"], &done["lost"], &done["failed"]),
+        (&jobs.into(), &0.into(), &1.into()),
+        "{done:#}"
+    );
+    let letters = site.dead_letters();
+    assert!(letters.len() == 1 && letters[0].to_string().contains(&bad), "{letters:#?}");
+    site.assert_done_but(&prompts, &[&bad]);
+}
+
+#[test]
+fn a_worker_that_leaves_in_an_alarm_gives_back_what_it_could_not_move() {
+    let broker = Broker::start();
+    let site = Site::at(broker.url(), "alarm-leave");
+    let prompts = site.prompts(8);
+    site.enqueued(&prompts);
+    for message in broker::drain(&site.url, &site.queue()) {
+        let mut job: Value = serde_json::from_slice(&message.body).unwrap();
+        job["prompts"][0]["ids"][0] = json!(999_999);
+        let exchange = format!("{}.jobs", site.namespace);
+        publish_raw(&site.url, &exchange, MODEL, job.to_string().as_bytes(), FieldTable::default());
+    }
+    broker.memory_alarm(true);
+    let worker = site.worker(&UNTIL_EMPTY);
+    wait_for_all(&site, 7);
+    worker.signal(Signal::TERM);
+    let left = worker.end_within(LONG).expect(0).says("the job goes back to its queue").json();
+    assert_eq!((&left["jobs"], &left["lost"]), (&0.into(), &1.into()), "{left:#}");
+    assert_eq!((site.ready(), site.dead()), (1, 0));
+    broker.memory_alarm(false);
+    let done = end(site.consume(&UNTIL_EMPTY)).expect(0).json();
+    assert_eq!((&done["cached"], &done["failed"]), (&7.into(), &1.into()), "{done:#}");
+    // What the first worker had sent may have been read after all: that letter lies there twice and counts once.
+    assert_eq!(site.dead_letters().len(), 1);
 }
 
 #[test]

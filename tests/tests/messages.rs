@@ -8,11 +8,8 @@ use serde_json::{Value, json};
 use tests::{
     broker::{self, publish_raw},
     end, prompt_dirs,
-    site::{MODEL, Site},
+    site::{MODEL, Site, UNTIL_EMPTY},
 };
-
-/// A worker that leaves once everything, retries included, is over.
-const UNTIL_EMPTY: [&str; 3] = ["--exit-when-empty", "--max-idle", "4s"];
 
 fn publish(site: &Site, body: &[u8]) {
     publish_raw(&site.url, &format!("{}.jobs", site.namespace), MODEL, body, FieldTable::default());
@@ -136,7 +133,7 @@ fn what_may_pass_is_tried_again_as_often_as_there_are_waits() {
     site.enqueued(&site.prompts(4));
     let moved = site.dir.path().join("moved");
     fs::rename(site.save_path(), &moved).unwrap();
-    let worker = site.worker(&["--exit-when-empty", "--max-idle", "5s"]);
+    let worker = site.worker(&UNTIL_EMPTY);
     worker.end().expect(0).says("does not see the data directory");
     let [letter] = &broker::drain(&site.url, &format!("{}.dead", site.namespace))[..] else { panic!() };
     assert_eq!(letter.headers["lenspool-attempts"], 3, "one try and two more: {:#}", letter.headers);
@@ -144,6 +141,24 @@ fn what_may_pass_is_tried_again_as_often_as_there_are_waits() {
     let times: Vec<&str> =
         history.as_array().unwrap().iter().map(|try_| try_["at"].as_str().unwrap()).collect();
     assert!(times.len() == 3 && times.is_sorted(), "{times:?}");
+}
+
+#[test]
+fn a_worker_says_what_waits_when_it_leaves_and_stays_for_it_where_it_is_asked_to() {
+    let mut site = Site::new("waiting");
+    site.retry_delays = "6s,30m".to_owned();
+    let prompts = site.prompts(4);
+    site.enqueued(&prompts);
+    let moved = site.dir.path().join("moved");
+    fs::rename(site.save_path(), &moved).unwrap();
+    // It leaves before the first wait is over.
+    let left = end(site.consume(&["--exit-when-empty", "--max-idle", "1s"])).expect(0);
+    let left = left.says("1 for up to 6s").says("--wait-for-retries").json();
+    assert_eq!(left["waiting"], json!([{"delay_seconds": 6, "jobs": 1}]), "{left:#}");
+    // The next one stays for it, but not for half an hour.
+    let stay = ["--exit-when-empty", "--max-idle", "1s", "--wait-for-retries", "10s"];
+    let left = end(site.consume(&stay)).expect(0).says("try 2 of 3").json();
+    assert_eq!(left["waiting"], json!([{"delay_seconds": 1800, "jobs": 1}]), "{left:#}");
 }
 
 #[test]

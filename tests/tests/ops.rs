@@ -8,10 +8,12 @@ use std::{
 };
 
 use common::{
-    job::{Failure, FailureKind},
+    job::{Failure, FailureKind, RunId},
+    model::reference::ModelName,
     queue::rabbitmq::{Envelope, Try, message},
+    store::{Event, Journal, SaveLayout, Store},
 };
-use lapin::types::FieldTable;
+use lapin::{options::BasicConsumeOptions, types::FieldTable};
 use serde_json::Value;
 use tests::{
     Ended,
@@ -135,6 +137,42 @@ fn status_tells_queues_letters_and_runs_and_watch_ends_with_them() {
 }
 
 #[test]
+fn a_job_that_is_tried_again_is_not_over_while_a_worker_holds_it() {
+    let site = Site::new("held");
+    let run = RunId(site.enqueued(&site.prompts(5))["run"].as_str().unwrap().to_owned());
+    // A try failed, as its worker's journal says, and another worker has the job in hand now.
+    let body = drain(&site.url, &site.queue()).remove(0).body;
+    let job = message::parse(&body).unwrap();
+    let (save, name) = (site.save_path(), ModelName::try_from(MODEL).unwrap());
+    let journal = Journal::new(&Store::new(&save, &run), &SaveLayout::new(&save).model(&name), &run);
+    for prompt in &job.prompts {
+        let reason = "the file system is full".to_owned();
+        let failure = Failure { hash: Some(prompt.hash.clone()), kind: FailureKind::Retryable, reason };
+        journal.note(Event::Failed { job: job.id.clone(), failure, last: false }).unwrap();
+    }
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let held = runtime.block_on(async {
+        let connection = broker::connect(&site.url).await;
+        let channel = connection.create_channel().await.unwrap();
+        let options = BasicConsumeOptions::default();
+        let queue = site.queue();
+        let consumer =
+            channel.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default());
+        (consumer.await.unwrap(), channel, connection)
+    });
+    publish_raw(&site.url, &format!("{}.jobs", site.namespace), MODEL, &body, FieldTable::default());
+    let mut watch = site.dispatcher(&["watch", "--every", "100ms"]).stdout(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let ended = watch.try_wait().unwrap();
+    assert_eq!((ended, site.ready()), (None, 0), "the job is in hand");
+    drop(held);
+    runtime.shutdown_background();
+    site.drain();
+    let ended: Ended = watch.wait_with_output().unwrap().into();
+    assert!(ended.expect(0).stdout.ends_with("done: 5 of 5 prompts, 0 failed\n"));
+}
+
+#[test]
 fn ctrl_c_ends_watching() {
     let site = Site::new("ctrlc");
     site.enqueued(&site.prompts(8));
@@ -245,6 +283,60 @@ fn what_is_broken_is_found_removed_and_computed_again() {
             assert!(fs::read(dir.join(file)).unwrap() == fs::read(again).unwrap(), "{hash}/{file} differs");
         }
     }
+}
+
+#[test]
+fn a_repair_that_is_killed_loses_nothing_and_the_next_one_goes_on() {
+    let mut site = Site::new("repair-killed");
+    site.batch_size = 1;
+    let prompts = site.prompts(12);
+    let run = site.enqueued(&prompts)["run"].as_str().unwrap().to_owned();
+    let (jobs, exchange) = (drain(&site.url, &site.queue()), format!("{}.jobs", site.namespace));
+    for message in &jobs {
+        publish_raw(&site.url, &exchange, MODEL, &message.body, FieldTable::default());
+    }
+    site.drain();
+    let save = site.save_path();
+    for dir in prompt_dirs(&save, MODEL).values() {
+        fs::write(dir.join("activations.npz"), "torn by somebody else").unwrap();
+    }
+    // The texts must come from the repair's own copy.
+    fs::remove_file(save.join(MODEL).join("prompts.jsonl")).unwrap();
+    // A queue that is full, with the last jobs of the run: what is removed is not published.
+    for message in &jobs[9..] {
+        publish_raw(&site.url, &exchange, MODEL, &message.body, FieldTable::default());
+    }
+    let (broker, full) = (broker::shared(), format!("full-{}", site.namespace));
+    let pattern = format!("^{}[.]jobs[.]", site.namespace);
+    broker.rabbitmqctl(&["set_policy", &full, &pattern, r#"{"max-length":2}"#]).expect(0);
+    let mut command = site.dispatcher(&["verify", &run, "--repair"]);
+    let mut repair = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(repair.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(said.any(|line| line.contains("refused")), "it came to its end");
+    repair.kill().unwrap();
+    repair.wait().unwrap();
+    broker.rabbitmqctl(&["clear_policy", &full]).expect(0);
+    let copies = || fs::read_dir(save.join(".lenspool").join(MODEL).join("repair")).unwrap().count();
+    assert_eq!(copies(), 1);
+    assert!(prompt_dirs(&save, MODEL).values().any(|dir| !dir.join("prompt.json").exists()));
+    let status = dispatcher(&site, &["status"]).expect(0).stdout;
+    assert!(status.contains("interrupted; `dispatcher verify --repair` goes on"), "{status}");
+
+    // What was not removed looks committed to a worker, so nothing is computed and what was removed is owed.
+    assert_eq!(site.drain()["done"], 0);
+    let directory = ["verify", "--json", "--save-path", save.to_str().unwrap()];
+    let broken = dispatcher(&site, &directory).expect(65).says("was interrupted").json();
+    assert!(broken["broken"].to_string().contains("a repair that was interrupted removed it"), "{broken:#}");
+    let repaired = dispatcher(&site, &[&directory[..], &["--repair"]].concat()).expect(0).json();
+    let told = &repaired["repaired"];
+    assert_eq!((&told["prompts"], &told["left"], copies()), (&12.into(), &0.into(), 0), "{repaired:#}");
+    assert_eq!(site.drain()["done"], 12);
+    assert_eq!(dispatcher(&site, &directory).expect(0).json()["prompts"], 12);
+    dispatcher(&site, &["index"]).expect(0);
+    site.assert_done(&prompts);
+    // Nothing is left of the first repair: no run waits for somebody to go on with it.
+    let status = dispatcher(&site, &["status"]).expect(0).stdout;
+    assert!(!status.contains("interrupted"), "{status}");
 }
 
 #[test]

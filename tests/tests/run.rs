@@ -263,6 +263,29 @@ fn a_directory_of_another_model_is_not_mixed_with() {
 }
 
 #[test]
+fn an_old_repository_that_has_its_weights_as_a_pickle_alone_runs() {
+    let (dir, home) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (name, commit) = ("gpt-neo-pickle", "0123456789abcdef0123456789abcdef01234567");
+    hub_cache(home.path(), &format!("org/{name}"), commit, &fixture(name));
+    let prompts = prompt_file(&dir, 10);
+    let mut saved = Vec::new();
+    for model in [fixture(name), format!("org/{name}").into()] {
+        let save = dir.path().join(format!("data-{}", saved.len()));
+        let mut command = worker_run(&model, &prompts, &save);
+        command.env("HF_HOME", home.path());
+        let summary = end(command).expect(0).json();
+        let model = &summary["models"][0];
+        let called = model["model"].as_str().unwrap().to_owned();
+        assert_eq!((&model["done"], check_committed(&save, &called)), (&json!(10), Ok(10)), "{summary:#}");
+        saved.push(prompt_dirs(&save, &called));
+    }
+    for (hash, there) in &saved[0] {
+        let bytes = |dir: &Path| fs::read(dir.join("activations.npz")).unwrap();
+        assert!(bytes(there) == bytes(&saved[1][hash]), "{hash}");
+    }
+}
+
+#[test]
 fn several_models_run_one_after_the_other_and_one_that_fails_does_not_stop_them() {
     let dir = TempDir::new().unwrap();
     let prompts = prompt_file(&dir, 3);

@@ -101,6 +101,45 @@ fn who_may_not_declare_is_told_and_can_do_without() {
 }
 
 #[test]
+fn what_topology_prints_is_made_by_an_administrator_and_does_for_users_who_may_not_declare() {
+    let broker = broker::shared();
+    broker.add_user("user", "pw", "^$", ".*", ".*");
+    let mut site = Site::new("topology");
+    let (own, args) = (site.url.clone(), ["topology", "--model", MODEL]);
+    let printed = end(site.dispatcher(&[&args[..], &["--json"]].concat())).expect(0);
+    let list = end(site.dispatcher(&args)).expect(0).stdout;
+    let names = ["exchanges", "queues"].map(|key| printed.json()[key].as_array().unwrap().clone()).concat();
+    for made in &names {
+        assert!(list.contains(&format!(" {}: ", made["name"].as_str().unwrap())), "{made} is not in {list}");
+    }
+    assert_eq!(list.lines().count(), names.len(), "{list}");
+    let file = site.dir.path().join("lenspool.json");
+    fs::write(&file, &printed.stdout).unwrap();
+    broker.rabbitmqctl(&["import_definitions", file.to_str().unwrap()]).expect(0);
+
+    site.url = broker.url_as("user", "pw", "/");
+    let passive = [("LENSPOOL_QUEUE_PASSIVE", "true")];
+    let prompts = site.prompts(12);
+    let mut enqueue = site.enqueue(&prompts);
+    // A job that fails goes where it should, too: its data directory is away for the first try.
+    let (save, moved) = (site.save_path(), site.dir.path().join("moved"));
+    let mut first = site.consume(&["--exit-when-empty", "--max-idle", "500ms", "--model", MODEL]);
+    let mut second = site.consume(&["--exit-when-empty", "--max-idle", "3s", "--model", MODEL]);
+    for command in [&mut enqueue, &mut first, &mut second] {
+        command.envs(passive);
+    }
+    end(enqueue).expect(0);
+    fs::rename(&save, &moved).unwrap();
+    end(first).expect(0).says("does not see the data directory");
+    fs::rename(&moved, &save).unwrap();
+    assert_eq!(end(second).expect(0).json()["done"], 12);
+    // Whoever may declare finds nothing to object to.
+    site.url = own;
+    assert_eq!(end(site.enqueue(&prompts)).expect(0).json()["models"][0]["cached"], 12);
+    site.assert_done(&prompts);
+}
+
+#[test]
 fn a_queue_with_other_arguments_is_named_with_the_argument() {
     let site = Site::new("other");
     let queue = format!("{}.dead", site.namespace);

@@ -129,6 +129,9 @@ pub struct ConsumeFlags {
     /// Leave once the queues were empty for the time of --max-idle [10s without it]
     #[arg(long)]
     pub exit_when_empty: bool,
+    /// Without work, stay for jobs whose wait for another try is at most so long [default: leave them to others]
+    #[arg(long, value_name = "TIME")]
+    pub wait_for_retries: Option<String>,
     /// Leave after so long [default: in time before the Slurm job ends]
     #[arg(long, value_name = "TIME")]
     pub max_runtime: Option<String>,
@@ -223,7 +226,7 @@ pub struct ComputeFlags {
     /// Threads to compute with, and to encode with [default: one a core]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// Where a GPU's compiled and tuned kernels are kept for the next worker [default: ~/.cache/lenspool]
+    /// Where a GPU's compiled and tuned kernels are kept for the next worker [default: ~/.cache/lenspool/NODE]
     #[arg(long, value_name = "DIR")]
     pub kernel_cache: Option<PathBuf>,
 }

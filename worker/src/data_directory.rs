@@ -16,6 +16,7 @@ use common::{
     job::{FailureKind, Job, JobPrompt, Outcome, RunId},
     model::reference::ModelName,
     npz::{Entry, NpyHeader, write_all_vectored, write_npz},
+    queue::Attempt,
     store::{CacheCheck, Event, ModelStore, Store, StoreError, entries_to_keep},
 };
 
@@ -102,12 +103,12 @@ impl Commit for DataDirectory {
         self.guard.as_ref().map_or(Ok(Admission::Welcome), |guard| guard.admit(job))
     }
 
-    fn settling(&self, job: &Job, outcome: &Outcome, how: JobEnd) {
+    fn settling(&self, job: &Job, attempt: Attempt, outcome: &Outcome, how: JobEnd) {
         // A job that was refused has no place to note anything in.
         if let Some(opened) = self.known(job)
             && let Some(journal) = &opened.journal
         {
-            journal.settling(job, outcome, how);
+            journal.settling(job, attempt, outcome, how);
         }
     }
 

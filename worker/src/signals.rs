@@ -1,5 +1,6 @@
-//! Ctrl-C and SIGTERM: the first asks for an orderly end, the second is obeyed at once. Leaving at once
-//! is safe too: a file under its final name is whole.
+//! Ctrl-C and SIGTERM: the first asks for an orderly end, the second of a kind is obeyed at once. Of a kind, because a
+//! worker that is one of several may get the system's SIGTERM and its command's SIGINT for one and the same reason.
+//! Leaving at once is safe too: a file under its final name is whole.
 
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -16,17 +17,16 @@ pub async fn watch(shutdown: Shutdown) {
         return;
     };
     // Not whether an end was asked for: time may have been up, and the first signal is the first all the same.
-    let mut asked = false;
+    let (mut interrupted, mut terminated) = (false, false);
     loop {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        if asked {
+        let asked = tokio::select! {
+            _ = interrupt.recv() => &mut interrupted,
+            _ = terminate.recv() => &mut terminated,
+        };
+        if std::mem::replace(asked, true) {
             // Destructors would wait for threads in the middle of their work.
             std::process::exit(Exit::Interrupted as i32);
         }
-        asked = true;
         shutdown.stop.cancel();
         tracing::warn!("stopping once what is in hand is finished; a second signal stops now");
     }

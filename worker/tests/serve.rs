@@ -2,7 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    future::Future,
     path::PathBuf,
+    pin::Pin,
     sync::{Arc, Mutex, mpsc},
     thread::JoinHandle,
     time::Duration,
@@ -10,10 +13,11 @@ use std::{
 
 use common::{
     capture::Capture,
-    job::{FailureKind, Job, JobPrompt, ModelPin, ModelShape, RunId},
+    job::{FailureKind, Job, JobId, JobPrompt, ModelPin, ModelShape, RunId},
     prompt::{PromptHash, Record},
-    queue::{Publish, memory},
+    queue::{Consume, Delivery, Publish, Settled, Settlement, memory},
 };
+use tokio::sync::watch;
 use worker::{
     encode::Compression,
     engine::{Engine, EngineError, Layout, Pattern, PatternSink, TokenBatch, at_once},
@@ -444,4 +448,63 @@ async fn a_model_that_nobody_can_open_fails_its_jobs_one_that_only_we_cannot_han
         .await;
     assert!(matches!(told.end, Err(ServeError::Model(_))));
     assert_eq!(told.handed_back, 1);
+}
+
+/// A queue that settles nothing that failed before so many other jobs are done, as a broker short of memory.
+struct Stalled {
+    queue: memory::Consumer,
+    done: watch::Sender<usize>,
+    until: usize,
+}
+
+impl Consume for Stalled {
+    type Tag = JobId;
+    type Error = Infallible;
+    type Settling = Pin<Box<dyn Future<Output = Result<Settled, Infallible>> + Send>>;
+
+    async fn next(&mut self) -> Result<Option<Delivery<JobId>>, Infallible> {
+        self.queue.next().await
+    }
+
+    fn settle(&mut self, tag: JobId, settlement: Settlement) -> Self::Settling {
+        let failed = matches!(settlement, Settlement::Failed(_));
+        let settled = self.queue.settle(tag, settlement);
+        if !failed {
+            self.done.send_modify(|done| *done += 1);
+            return Box::pin(settled);
+        }
+        let (mut done, until) = (self.done.subscribe(), self.until);
+        Box::pin(async move {
+            done.wait_for(|done| *done >= until).await.expect("the queue is there");
+            settled.await
+        })
+    }
+
+    async fn stop(&mut self) {
+        self.queue.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_settlement_that_takes_long_holds_up_no_other() {
+    let jobs: Vec<_> = (0..6).map(|j| job(vec![prompt(j, if j == 0 { 9 } else { 5 })])).collect();
+    let (mut publisher, consumer) = memory::queue(jobs.len());
+    for job in jobs {
+        publisher.publish(job).await.unwrap();
+    }
+    drop(publisher);
+    let mut queue = Stalled { queue: consumer, done: watch::Sender::default(), until: 5 };
+    let behaviour = Behaviour { refuses: Some(9), ..Behaviour::default() };
+    let models = FakeModels { behaviour, opened: Arc::default(), error: None };
+    let (options, mut settled) = (options(), Vec::new());
+    let observe = |event: &Event| {
+        if let Event::JobSettled { failures, .. } = event {
+            settled.push(failures.len());
+        }
+    };
+    let served = serve(&mut queue, models, FakeStore::default(), &options, Shutdown::default(), observe);
+    let end = tokio::time::timeout(Duration::from_secs(30), served).await.expect("nothing was held up");
+    assert_eq!(end.unwrap(), End::Drained);
+    assert_eq!((settled.len(), queue.queue.failed.len()), (6, 1));
+    assert_eq!(settled.iter().sum::<usize>(), 1, "the failed job is told of, too");
 }

@@ -1,11 +1,14 @@
 //! The embedded queue of `worker run`: a bounded channel. The planner waits when it is full, so
 //! memory does not grow with the number of prompts.
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+};
 
 use tokio::sync::mpsc;
 
-use super::{Consume, Delivery, Publish, Settled, Settlement};
+use super::{Attempt, Consume, Delivery, Publish, Settled, Settlement};
 use crate::job::{Failure, Job, JobId};
 
 /// Makes a queue that holds at most `capacity` jobs.
@@ -50,18 +53,23 @@ pub struct Consumer {
 impl Consume for Consumer {
     type Tag = JobId;
     type Error = Infallible;
+    type Settling = Ready<Result<Settled, Infallible>>;
 
     async fn next(&mut self) -> Result<Option<Delivery<JobId>>, Infallible> {
-        Ok(self.receiver.recv().await.map(|job| Delivery { tag: job.id.clone(), job, attempts: 0 }))
+        Ok(self.receiver.recv().await.map(|job| Delivery {
+            tag: job.id.clone(),
+            job,
+            attempt: Attempt::ONLY,
+        }))
     }
 
-    async fn settle(&mut self, tag: JobId, settlement: Settlement) -> Result<Settled, Infallible> {
+    fn settle(&mut self, tag: JobId, settlement: Settlement) -> Self::Settling {
         match settlement {
             Settlement::Done => {}
             Settlement::HandBack => self.handed_back.push(tag),
             Settlement::Failed(failures) => self.failed.extend(failures),
         }
-        Ok(Settled::Accepted)
+        ready(Ok(Settled::Accepted))
     }
 
     async fn stop(&mut self) {

@@ -236,6 +236,8 @@ pub struct Consume {
     pub max_idle: Option<Span>,
     /// Leave once the queues were empty for `max_idle`, or for a short while where that is not set.
     pub exit_when_empty: bool,
+    /// Without work, stay for jobs whose wait for another try is at most so long; none: leave them to others.
+    pub wait_for_retries: Option<Span>,
     /// Leave after so long; none: in time before the Slurm job ends, where it is one.
     pub max_runtime: Option<Span>,
     /// How long work in hand may go on after the first signal.
@@ -252,6 +254,7 @@ impl Default for Consume {
             allow_save_path: Vec::new(),
             max_idle: None,
             exit_when_empty: false,
+            wait_for_retries: None,
             max_runtime: None,
             grace: Span::seconds(120),
             devices: Vec::new(),

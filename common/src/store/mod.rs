@@ -39,7 +39,7 @@ pub use error::{Op, StoreError};
 pub use held::entries_to_keep;
 pub use index::{IndexReport, Unlisted};
 pub use intents::Announcement;
-pub use journal::{Event, Journal, JournalReader, Progress};
+pub use journal::{Event, Failed, Journal, JournalReader, Progress};
 pub use layout::{ModelLayout, ModelName, SaveLayout};
 pub use sweep::Swept;
 pub use writer::WriterId;

@@ -4,7 +4,6 @@
 //! enqueue that was interrupted goes on: the same request finds its own unfinished record and leaves out what the
 //! broker has.
 
-mod publish;
 mod request;
 mod summary;
 
@@ -25,13 +24,12 @@ use common::{
     talk::{View, peak_memory, say},
 };
 use jiff::Timestamp;
-use publish::Publishing;
 use request::Earlier;
 use summary::{EnqueueSummary, ModelSummary};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
-use crate::{Error, cli::EnqueueArgs, index, signals};
+use crate::{Error, bar::bar, cli::EnqueueArgs, index, publish::Publishing, signals};
 
 /// Bytes of a message besides its prompts, at most.
 const FRAME_BYTES: usize = 8 << 10;
@@ -176,7 +174,7 @@ impl Enqueue<'_> {
             Default::default()
         };
 
-        let bar = summary::bar(self.view, known.located.name.as_str(), "tokenizing", prompts.len());
+        let bar = bar(self.view, known.located.name.as_str(), "tokenizing", prompts.len());
         let planned = known
             .plan(&request, prompts, &published, self.options.spool(), |n| bar.set_position(n as u64))?;
         bar.finish_and_clear();
@@ -208,9 +206,13 @@ impl Enqueue<'_> {
             layout: place.layout(),
             view: self.view,
         };
-        let resumed = matches!(earlier, Earlier::Interrupted(_));
-        let ledger = publishing.announce(&request, &known, &planned, &digest, resumed)?;
-        self.runtime.block_on(publishing.publish(&planned, ledger, &mut summary))?;
+        let ledger = match earlier {
+            Earlier::Interrupted(record) => publishing.resume(record.card)?,
+            Earlier::None | Earlier::Complete(_) => {
+                publishing.announce(&request, &known, &planned, &digest)?
+            }
+        };
+        summary.publish(self.runtime.block_on(publishing.publish(&planned, ledger, |_| Ok(())))?);
         // Workers may have been done before they could know that this was all.
         index_what_was_left(&place)?;
         Ok(summary.ended(begin.elapsed()))

@@ -1,7 +1,5 @@
 //! Whether the same was asked for before.
 
-use std::{fs, time::Duration};
-
 use common::{
     intake::{KnownModel, Request},
     job::RunId,
@@ -14,10 +12,7 @@ use common::{
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::Error;
-
-/// How long a record of another machine must have been silent before its writer counts as gone.
-const SILENT: Duration = Duration::from_secs(120);
+use crate::{Error, publish::is_published_now};
 
 /// An earlier enqueue of the same request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,17 +56,10 @@ pub fn earlier(model: &ModelLayout, digest: &str) -> Result<Earlier, Error> {
             earlier = Earlier::Complete(record.card.run);
             continue;
         }
-        let run = &record.card.run;
-        let published_now = match record.is_being_published() {
-            Some(now) => now,
-            None => fs::metadata(model.run(run))
-                .and_then(|ledger| ledger.modified())
-                .is_ok_and(|changed| changed.elapsed().is_ok_and(|silent| silent < SILENT)),
-        };
-        if published_now {
+        if is_published_now(model, &record) {
             return Err(Error::Request(format!(
-                "run {run} asks for the same and is being enqueued now, by {}; wait for it, or stop it first",
-                record.card.writer
+                "run {} asks for the same and is being enqueued now, by {}; wait for it, or stop it first",
+                record.card.run, record.card.writer
             )));
         }
         earlier = Earlier::Interrupted(Box::new(record));

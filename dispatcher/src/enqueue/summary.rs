@@ -6,10 +6,10 @@ use bytesize::ByteSize;
 use common::{
     intake::{KnownModel, Planned},
     job::{Failure, RunId},
-    talk::{View, add_bar},
 };
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
+
+use crate::publish::Published;
 
 /// Failures kept with their reasons; beyond it they are only counted.
 const FAILURES_KEPT: usize = 100;
@@ -91,17 +91,19 @@ impl ModelSummary {
     }
 
     /// Counts a prompt that failed.
-    pub fn fail(&mut self, failure: Failure) {
+    fn fail(&mut self, failure: Failure) {
         self.failed += 1;
         if self.failures.len() < FAILURES_KEPT {
             self.failures.push(failure);
         }
     }
 
-    /// Counts a job that was confirmed.
-    pub fn published(&mut self, prompts: usize, bytes: usize) {
-        self.published += prompts;
-        self.bytes += bytes as u64;
+    /// Notes what was published.
+    pub fn publish(&mut self, published: Published) {
+        self.published = published.prompts;
+        self.bytes = published.bytes;
+        self.jobs = published.jobs;
+        published.failures.into_iter().for_each(|failure| self.fail(failure));
     }
 
     /// The same at its end.
@@ -212,16 +214,4 @@ impl EnqueueSummary {
         }
         out
     }
-}
-
-/// A bar over so many prompts, shown where somebody looks.
-pub(super) fn bar(view: View, model: &str, what: &'static str, prompts: usize) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(prompts as u64), ProgressDrawTarget::hidden()).with_style(
-        ProgressStyle::with_template("{prefix} {msg} {wide_bar:.cyan/dim} {pos}/{len} prompts  {per_sec}")
-            .expect("the template is well formed")
-            .progress_chars("━╸─"),
-    );
-    bar.set_prefix(model.to_owned());
-    bar.set_message(what);
-    if view == View::Bar { add_bar(bar) } else { bar }
 }

@@ -6,7 +6,7 @@ use common::{
     job::FailureKind,
     model::reference::ModelName,
     prompt::PromptHash,
-    queue::rabbitmq::{BrokerError, DeadLetter, Observer, Verdict, unacknowledged},
+    queue::rabbitmq::{BrokerError, DeadLetter, Observer, Verdict, Waiting, unacknowledged},
     settings::BrokerUrl,
 };
 
@@ -34,8 +34,13 @@ impl Seen {
     pub fn outside(&self, run: &str, model: &str) -> Outside {
         let queue = self.queues.iter().find(|queue| queue.model == model);
         let waiting = self.retry.iter().any(|retry| retry.waiting > 0);
-        let outstanding =
-            queue.map(|queue| waiting || queue.ready > 0 || queue.unacked.is_some_and(|unacked| unacked > 0));
+        let outstanding = queue.and_then(|queue| match queue.unacked {
+            _ if waiting || queue.ready > 0 => Some(true),
+            Some(unacked) => Some(unacked > 0),
+            // Over AMQP alone nobody knows what workers hold; where there are none, it is nothing.
+            None if queue.consumers == 0 => Some(false),
+            None => None,
+        });
         let dead = self.dead.prompts.get(&(model.to_owned(), run.to_owned()));
         Outside { outstanding, dead: dead.cloned().unwrap_or_default() }
     }
@@ -82,12 +87,9 @@ pub async fn look(
             queue,
         });
     }
-    for &delay in names.delays() {
-        let queue = names.retry(delay);
-        if let Some(counts) = observer.counts(&queue).await? {
-            seen.retry.push(RetryRow { queue, delay_seconds: delay.as_secs(), waiting: counts.ready });
-        }
-    }
+    let row =
+        |Waiting { queue, delay, jobs }| RetryRow { queue, delay_seconds: delay.as_secs(), waiting: jobs };
+    seen.retry = observer.waiting().await?.into_iter().map(row).collect();
     let total = observer.counts(&names.dead()).await?.map_or(0, |counts| counts.ready);
     seen.dead = match before {
         Some(before) if before.report.total == total => before.clone(),
@@ -170,5 +172,19 @@ mod tests {
         assert_eq!(seen.outside("r1", "gpt2").dead.len(), 2);
         assert_eq!(seen.outside("r1", "other").dead.len(), 0);
         assert_eq!(seen.outside("r1", "gpt2").outstanding, None, "nobody asked that model's queue");
+    }
+
+    #[test]
+    fn what_workers_may_hold_is_not_ruled_out() {
+        let outstanding = |ready, unacked, consumers| {
+            let (model, queue) = ("gpt2".to_owned(), "q".to_owned());
+            let queue = QueueRow { model, queue, exists: true, ready, unacked, consumers };
+            Seen { queues: vec![queue], ..Seen::default() }.outside("r", "gpt2").outstanding
+        };
+        assert_eq!(outstanding(1, None, 0), Some(true));
+        assert_eq!(outstanding(0, Some(2), 0), Some(true));
+        assert_eq!(outstanding(0, Some(0), 1), Some(false));
+        assert_eq!(outstanding(0, None, 0), Some(false));
+        assert_eq!(outstanding(0, None, 1), None);
     }
 }

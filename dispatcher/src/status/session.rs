@@ -174,7 +174,7 @@ fn row(follower: &mut Follower, seen: &Seen, now: Timestamp) -> RunRow {
         Ok(figures) => (figures, None),
         Err(error) => (None, Some(error.to_string())),
     };
-    let part = &follower.part;
+    let (part, goes_on) = (&follower.part, follower.goes_on());
     let figure = |of: fn(&Figures) -> usize| figures.as_ref().map(of);
     let queue = seen.queues.iter().find(|queue| queue.model == part.model());
     let note = trouble.or_else(|| match &figures {
@@ -182,7 +182,7 @@ fn row(follower: &mut Follower, seen: &Seen, now: Timestamp) -> RunRow {
             "its files under {} cannot be seen from this machine; look where that is mounted",
             part.layout.bookkeeping().display()
         )),
-        Some(figures) => note(figures, queue.map(|queue| (queue.ready, queue.consumers))),
+        Some(figures) => note(figures, queue.map(|queue| (queue.ready, queue.consumers)), goes_on),
     });
     let registered = part.entry.as_ref();
     RunRow {
@@ -208,11 +208,9 @@ fn row(follower: &mut Follower, seen: &Seen, now: Timestamp) -> RunRow {
 }
 
 /// What a person who wonders why nothing moves should know; `queue` is ready jobs and consumers.
-fn note(figures: &Figures, queue: Option<(u64, u64)>) -> Option<String> {
+fn note(figures: &Figures, queue: Option<(u64, u64)>, goes_on: &str) -> Option<String> {
     match (figures.state, queue) {
-        (State::Interrupted, _) => {
-            Some("publishing was interrupted; the same `dispatcher enqueue` goes on".to_owned())
-        }
+        (State::Interrupted, _) => Some(format!("publishing was interrupted; {goes_on} goes on")),
         (State::Running, Some((1.., 0))) => {
             Some("no worker takes its jobs; start `worker consume`".to_owned())
         }
@@ -243,7 +241,7 @@ mod tests {
             overall: None,
             eta: None,
         };
-        let said = |state, queue| note(&figures(state), queue).unwrap_or_default();
+        let said = |state, queue| note(&figures(state), queue, "enqueue").unwrap_or_default();
         assert!(said(State::Interrupted, None).contains("enqueue"));
         assert!(said(State::Running, Some((5, 0))).contains("worker consume"));
         assert!(said(State::Running, Some((0, 0))).starts_with("9 prompts are not done"));

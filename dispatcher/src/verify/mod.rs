@@ -8,17 +8,21 @@
 //!
 //! Prompts are read by all cores, each array as a stream, so memory stays flat but for the prompts' names.
 //!
-//! Ends with 0 where everything is good or was repaired, with 65 where something is broken and stays so. `--json`
+//! What a repair that was interrupted removed and did not publish counts as broken, too: the next one goes on with it.
+//!
+//! Ends with 0 where everything is good or was repaired, with 65 where something is broken and stays so, with 130 where
+//! a repair was stopped. `--json`
 //! prints `prompts`, `bytes`, `carried_hashes`, `broken[]` (`model`, `hash`, `path`, `what`) and, with `--repair`,
-//! `repaired` (`runs[]`, `prompts`, `left`).
+//! `repaired` (`runs[]`, `prompts`, `left`, `interrupted`).
 
 mod array;
 mod file;
+mod leftover;
 mod prompt;
 mod repair;
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fs, io,
     path::Path,
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -38,7 +42,8 @@ use common::{
 };
 use file::Expected;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use prompt::{Broken, Which, check_prompt};
+use leftover::Leftover;
+use prompt::{Absence, Broken, Which, check_prompt};
 use rayon::prelude::*;
 use repair::Repaired;
 use serde::Serialize;
@@ -76,7 +81,7 @@ pub fn run(args: &VerifyArgs, settings: &Settings, runtime: &Runtime) -> Result<
     for task in &tasks {
         task.verify(&mut report, View::of_stderr(false));
     }
-    if args.repair && !report.broken.is_empty() {
+    if args.repair && (!report.broken.is_empty() || tasks.iter().any(|task| !task.leftovers.is_empty())) {
         report.repaired = Some(repair::repair(&tasks, &report.broken, settings, runtime)?);
     }
     if args.json {
@@ -101,6 +106,7 @@ impl Report {
     fn exit(&self) -> Exit {
         match &self.repaired {
             _ if self.broken.is_empty() => Exit::Done,
+            Some(Repaired { interrupted: true, .. }) => Exit::Interrupted,
             Some(Repaired { left: 0, .. }) => Exit::Done,
             _ => Exit::SomeFailed,
         }
@@ -142,8 +148,10 @@ pub struct Task {
     which: Which,
     expected: Expected,
     hashes: Vec<PromptHash>,
-    /// Those that must be committed.
-    noted: HashSet<PromptHash>,
+    /// Those that must be committed, and why.
+    due: HashMap<PromptHash, Absence>,
+    /// Repairs that were interrupted.
+    leftovers: Vec<Leftover>,
 }
 
 impl Task {
@@ -170,7 +178,18 @@ impl Task {
             dtype: Some(card.capture.dtype),
         };
         let which = Which::One(card.capture.layout);
-        Ok(Task { layout, card: Some(card), which, expected, hashes: hashes.into_iter().collect(), noted })
+        let leftovers = Leftover::of_model(&layout)?;
+        let mut due: HashMap<_, _> = noted.into_iter().map(|hash| (hash, Absence::Lost)).collect();
+        due.extend(owed(&leftovers).filter(|(hash, _)| hashes.contains(hash)));
+        Ok(Task {
+            layout,
+            card: Some(card),
+            which,
+            expected,
+            hashes: hashes.into_iter().collect(),
+            due,
+            leftovers,
+        })
     }
 
     /// Every prompt of a model.
@@ -187,17 +206,30 @@ impl Task {
         // Where some run asked for some of the layers, nobody knows which of them a file should have.
         let layers = if layout.partial_mark().exists() { 0 } else { n_layers.unwrap_or(0) };
         let expected = Expected { n_layers, n_heads, layers: (0..layers).collect(), dtype: None };
-        let hashes = list(&layout)?;
-        Ok(Task { layout, card: newest, which: Which::All, expected, hashes, noted: HashSet::new() })
+        let leftovers = Leftover::of_model(&layout)?;
+        let due: HashMap<_, _> = owed(&leftovers).collect();
+        let mut hashes: BTreeSet<_> = list(&layout)?.into_iter().collect();
+        hashes.extend(due.keys().cloned());
+        let hashes = hashes.into_iter().collect();
+        Ok(Task { layout, card: newest, which: Which::All, expected, hashes, due, leftovers })
     }
 
     /// Reads the prompts, on all cores.
     fn verify(&self, report: &mut Report, view: View) {
+        for leftover in &self.leftovers {
+            tracing::warn!(
+                "a repair of {} was interrupted and still owes {}, which are in {}; `dispatcher verify --repair` goes \
+                 on with it",
+                self.layout.name(),
+                counted(leftover.owed.len() as u64, "prompt"),
+                leftover.copy.display()
+            );
+        }
         let progress = Progressing::new(view, self.layout.name().as_str(), self.hashes.len());
         let (prompts, carried, bytes) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicU64::new(0));
         let look = |hash: &PromptHash| {
-            let must_be_there = self.noted.contains(hash);
-            let checked = check_prompt(&self.layout, hash, self.which, &self.expected, must_be_there);
+            let absence = self.due.get(hash).copied().unwrap_or(Absence::Fine);
+            let checked = check_prompt(&self.layout, hash, self.which, &self.expected, absence);
             progress.step();
             let Some(checked) = checked else { return Vec::new() };
             prompts.fetch_add(1, Ordering::Relaxed);
@@ -213,6 +245,15 @@ impl Task {
     }
 }
 
+/// The prompts that interrupted repairs removed.
+fn owed(leftovers: &[Leftover]) -> impl Iterator<Item = (PromptHash, Absence)> {
+    let of = |left: &Leftover| {
+        let absence = Absence::Removed(left.layout);
+        left.owed.keys().map(|hash| (hash.clone(), absence)).collect::<Vec<_>>()
+    };
+    leftovers.iter().flat_map(of)
+}
+
 /// A task for every model of a data directory.
 fn of_directory(directory: &Path, wanted: &Wanted) -> Result<Vec<Task>, Error> {
     let models = scope::models_of(directory)?;
@@ -220,7 +261,7 @@ fn of_directory(directory: &Path, wanted: &Wanted) -> Result<Vec<Task>, Error> {
     models.map(Task::of_model).collect()
 }
 
-/// The names in a model's directory of prompts, in order.
+/// The names in a model's directory of prompts.
 fn list(layout: &ModelLayout) -> Result<Vec<PromptHash>, StoreError> {
     let dir = layout.prompts();
     let entries = match fs::read_dir(&dir) {
@@ -233,7 +274,6 @@ fn list(layout: &ModelLayout) -> Result<Vec<PromptHash>, StoreError> {
         let name = entry.map_err(|error| StoreError::new(Op::List, &dir, error))?.file_name();
         hashes.extend(name.into_string().ok().and_then(|name| PromptHash::try_from(name).ok()));
     }
-    hashes.sort_unstable();
     Ok(hashes)
 }
 

@@ -47,13 +47,24 @@ pub enum Which {
     All,
 }
 
-/// Reads a prompt's files. One without prompt.json counts as broken only where `must_be_there`.
+/// What it means where a prompt has no prompt.json.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absence {
+    /// Not committed, so not broken.
+    Fine,
+    /// A journal says that it was committed.
+    Lost,
+    /// A repair that was interrupted removed it, and with it these arrays.
+    Removed(ArrayLayout),
+}
+
+/// Reads a prompt's files.
 pub fn check_prompt(
     model: &ModelLayout,
     hash: &PromptHash,
     which: Which,
     expected: &Expected,
-    must_be_there: bool,
+    absence: Absence,
 ) -> Option<Checked> {
     let mut checked = Checked::default();
     let mut layouts = match which {
@@ -64,7 +75,10 @@ pub fn check_prompt(
             .collect(),
     };
     if layouts.is_empty() {
-        layouts.push(ArrayLayout::PerLayer);
+        layouts.push(match absence {
+            Absence::Removed(layout) => layout,
+            Absence::Fine | Absence::Lost => ArrayLayout::PerLayer,
+        });
     }
     let broken = |path: PathBuf, what: String, layout: ArrayLayout| Broken {
         model: model.name().to_string(),
@@ -74,10 +88,13 @@ pub fn check_prompt(
         layout,
     };
     let n_tokens = match read_record(model, hash) {
-        Ok(None) if !must_be_there => return None,
         Ok(None) => {
-            let what = "it is missing, and the run's journal says that it was committed".to_owned();
-            checked.broken.push(broken(model.prompt_json(hash), what, layouts[0]));
+            let what = match absence {
+                Absence::Fine => return None,
+                Absence::Lost => "it is missing, and the run's journal says that it was committed",
+                Absence::Removed(_) => "a repair that was interrupted removed it",
+            };
+            checked.broken.push(broken(model.prompt_json(hash), what.to_owned(), layouts[0]));
             None
         }
         Ok(Some(record)) => match check_record(&record, hash) {
@@ -172,8 +189,8 @@ pub mod tests {
         let dir = tempfile::tempdir().unwrap();
         let model = layout(dir.path(), "gpt2");
         let hash = commit(&model, "a");
-        let check = |must| check_prompt(&model, &hash, Which::All, &expected(), must);
-        let good = check(false).unwrap();
+        let check = |absence| check_prompt(&model, &hash, Which::All, &expected(), absence);
+        let good = check(Absence::Fine).unwrap();
         assert_eq!((good.broken.len(), good.carried), (0, false));
         assert!(good.bytes > 0);
 
@@ -186,19 +203,22 @@ pub mod tests {
             ("}", "", "no JSON object"),
         ] {
             fs::write(model.prompt_json(&hash), text.replacen(from, to, 1)).unwrap();
-            let broken = check(false).unwrap().broken;
+            let broken = check(Absence::Fine).unwrap().broken;
             assert!(
                 broken[0].what.contains(said) && broken[0].path.ends_with("prompt.json"),
                 "{said}: {broken:?}"
             );
         }
         fs::write(model.prompt_json(&hash), text.replacen("\"text\": \"a\"", "\"text\": \"b\"", 1)).unwrap();
-        let carried = check(false).unwrap();
+        let carried = check(Absence::Fine).unwrap();
         assert!(carried.carried && carried.broken.is_empty(), "input files may name their prompts");
 
         fs::remove_file(model.prompt_json(&hash)).unwrap();
-        assert_eq!(check(false), None, "not committed, so not broken");
-        assert!(check(true).unwrap().broken[0].what.starts_with("it is missing"));
+        assert_eq!(check(Absence::Fine), None, "not committed, so not broken");
+        assert!(check(Absence::Lost).unwrap().broken[0].what.starts_with("it is missing"));
+        fs::remove_file(model.activations(&hash, ArrayLayout::PerLayer)).unwrap();
+        let removed = check(Absence::Removed(ArrayLayout::Stacked)).unwrap().broken;
+        assert!(removed[0].what.contains("interrupted") && removed[0].layout == ArrayLayout::Stacked);
     }
 
     #[test]
@@ -207,7 +227,7 @@ pub mod tests {
         let model = layout(dir.path(), "gpt2");
         let hash = commit(&model, "a");
         let arrays = model.activations(&hash, ArrayLayout::PerLayer);
-        let check = |which| check_prompt(&model, &hash, which, &expected(), false).unwrap().broken;
+        let check = |which| check_prompt(&model, &hash, which, &expected(), Absence::Fine).unwrap().broken;
         let stacked = check(Which::One(ArrayLayout::Stacked));
         assert!(stacked.len() == 1 && stacked[0].what == "it is missing", "{stacked:?}");
         fs::write(&arrays, npz(&[0, 1], Dtype::Float32, 4)).unwrap();

@@ -1,47 +1,49 @@
 //! Repairing: what is broken is removed, and exactly its prompts are enqueued again, as runs of their own.
 //!
 //! A prompt's text comes from its prompt.json, or from its line in prompts.jsonl where that is what is broken; its
-//! token ids are made anew, as at enqueueing. The prompts are written to a file before the first of them is removed,
-//! and that file goes once all are published: an interrupted repair loses nothing.
+//! token ids are made anew, as at enqueueing. A prompt is removed just before its job is published, for a worker skips
+//! what it finds committed; before the first one is, all are written to a file that goes once all are published, and from
+//! which the next repair goes on (see [`super::leftover`]): an interrupted repair loses nothing.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs, io,
     io::BufRead,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
 use common::{
     capture::{ArrayLayout, Capture},
     intake::{KnownModel, Planned, Request},
-    job::{Job, JobId, ModelPin, RunId},
+    job::{Job, ModelPin, RunId},
     model::reference::ModelRef,
     plan::{PlanLimits, memory::default_batch_memory},
     prompt::{Json, Prompt, PromptHash, PromptSet, Record},
-    queue::{
-        Publish,
-        rabbitmq::{Broker, Confirmed, MESSAGE_BYTES, Publisher, RunEntry},
-    },
+    queue::rabbitmq::{Broker, MESSAGE_BYTES, Publisher, message},
     selection::Selection,
     settings::Settings,
     spool::SpoolOptions,
-    store::{
-        ModelLayout, Op, Store, StoreError, WriterId,
-        runs::{LEDGER_VERSION, RunCard, RunLedger},
-    },
+    store::{ModelLayout, Op, Store, StoreError, runs},
+    talk::View,
     tokenize::{OnTooLong, PrependBos},
 };
-use jiff::Timestamp;
 use serde::Serialize;
 use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Task,
     file::CANNOT_READ,
+    leftover::{Leftover, keep_copy},
     prompt::{Broken, prompt_of, read_record},
 };
-use crate::{Error, table::counted};
+use crate::{
+    Error,
+    publish::{Published, Publishing, REPAIR},
+    signals,
+    table::counted,
+};
 
 /// Bytes of a message besides its prompts, at most.
 const FRAME_BYTES: usize = 8 << 10;
@@ -55,6 +57,8 @@ pub struct Repaired {
     pub prompts: usize,
     /// Prompts that are broken still: nobody knows their text, or it cannot be tokenized.
     pub left: usize,
+    /// Whether it was stopped before its end.
+    pub interrupted: bool,
 }
 
 impl Repaired {
@@ -67,48 +71,90 @@ impl Repaired {
         if self.left > 0 {
             text.push_str(&format!("\nstill broken: {}; see above", counted(self.left as u64, "prompt")));
         }
+        if self.interrupted {
+            text.push_str("\ninterrupted: the same command goes on from here");
+        }
         text.push('\n');
         text
     }
 }
 
-/// Repairs what `broken` names of `tasks`.
+/// Repairs what `broken` names of `tasks`, and goes on with repairs that were interrupted.
 pub fn repair(
     tasks: &[Task],
     broken: &[Broken],
     settings: &Settings,
     runtime: &Runtime,
 ) -> Result<Repaired, Error> {
-    let broker = Broker::new(&settings.queue)?;
-    let mut publisher = runtime.block_on(Publisher::connect(&broker))?;
     let mut repaired = Repaired::default();
+    let mut bench = if broken.is_empty() { None } else { Some(Bench::new(settings, runtime)?) };
     for task in tasks {
+        let published = match &mut bench {
+            Some(bench) => task.repair(broken, settings, bench, &mut repaired)?,
+            None => HashSet::new(),
+        };
+        if repaired.interrupted {
+            break;
+        }
+        for leftover in &task.leftovers {
+            let unpaid = leftover.owed.keys().filter(|hash| !published.contains(*hash)).count();
+            if unpaid == 0 {
+                leftover.close(&task.layout)?;
+            } else {
+                tracing::warn!(
+                    "{} of the interrupted repair in {} are not enqueued: another run's, or they cannot be computed",
+                    counted(unpaid as u64, "prompt"),
+                    leftover.copy.display()
+                );
+            }
+        }
+    }
+    if let Some(bench) = bench {
+        runtime.block_on(bench.publisher.close());
+    }
+    Ok(repaired)
+}
+
+impl Task {
+    /// Repairs what is this task's, and returns the prompts that the broker has now.
+    fn repair(
+        &self,
+        broken: &[Broken],
+        settings: &Settings,
+        bench: &mut Bench<'_>,
+        repaired: &mut Repaired,
+    ) -> Result<HashSet<PromptHash>, Error> {
+        let mut confirmed = HashSet::new();
         let mut layouts: BTreeMap<u8, (ArrayLayout, BTreeSet<PromptHash>)> = BTreeMap::new();
         // What only this machine cannot read now may be whole.
         let (ours, unread): (Vec<_>, Vec<_>) = broken
             .iter()
-            .filter(|broken| task.holds(&broken.path))
+            .filter(|broken| self.holds(&broken.path))
             .partition(|broken| !broken.what.contains(CANNOT_READ));
         repaired.left += unread.len();
         for Broken { hash, layout, .. } in ours {
             layouts.entry(*layout as u8).or_insert((*layout, BTreeSet::new())).1.insert(hash.clone());
         }
         for (layout, hashes) in layouts.into_values() {
-            let plan = Plan::new(task, layout, &hashes, settings)?;
-            repaired.left += hashes.len() - plan.todo();
-            if plan.todo() == 0 {
+            let plan = Plan::new(self, layout, &hashes, settings)?;
+            if plan.planned.todo() == 0 {
+                repaired.left += hashes.len();
                 continue;
             }
-            repaired.prompts += plan.todo();
-            repaired.runs.push(plan.request.run.clone());
-            plan.carry_out(&broker, &mut publisher, runtime)?;
+            let run = plan.request.run.clone();
+            let published = plan.carry_out(bench)?;
+            for failure in &published.failures {
+                tracing::warn!("{}", failure.reason);
+            }
+            confirmed.extend(runs::published(&self.layout, &run)?);
+            repaired.runs.push(run);
+            repaired.prompts += published.prompts;
+            repaired.left += hashes.len() - published.prompts;
+            repaired.interrupted |= !published.whole;
         }
+        Ok(confirmed)
     }
-    runtime.block_on(publisher.close());
-    Ok(repaired)
-}
 
-impl Task {
     fn holds(&self, path: &Path) -> bool {
         path.starts_with(self.layout.prompts())
     }
@@ -190,7 +236,7 @@ impl Plan {
         // The place of the files decides, not how the model is named here.
         known.located.name = layout.name().clone();
         known.capture = capture;
-        let prompts = Arc::new(read_prompts(&layout, hashes)?);
+        let prompts = Arc::new(read_prompts(&layout, hashes, &task.leftovers)?);
         let spool = SpoolOptions::default();
         let planned = known.plan(&request, Arc::clone(&prompts), &Default::default(), spool, |_| {})?;
         for failure in planned.failures() {
@@ -199,102 +245,63 @@ impl Plan {
         Ok(Plan { layout, request, known, planned, prompts })
     }
 
-    /// Prompts that will be enqueued.
-    fn todo(&self) -> usize {
-        self.planned.todo()
-    }
-
-    /// Removes and publishes, job by job.
-    fn carry_out(&self, broker: &Broker, publisher: &mut Publisher, runtime: &Runtime) -> Result<(), Error> {
-        let copy = self.keep_copy()?;
-        tracing::warn!(
-            "until its repair is published, every prompt it is about is in {}: should this be stopped, `dispatcher \
-             enqueue --prompts` with that file goes on",
-            copy.display()
-        );
-        let published = self.publish(broker, publisher, runtime);
-        if published.is_err() {
-            tracing::error!(
-                "the repair of {} did not come to its end; every prompt it was about is in {}: `dispatcher enqueue \
-                 --prompts` with that file goes on",
-                self.layout.name(),
-                copy.display()
-            );
-            return published;
-        }
-        fs::remove_file(&copy).map_err(|error| StoreError::new(Op::Remove, &copy, error))?;
-        Ok(())
-    }
-
-    /// Writes the prompts beside the records of runs.
-    fn keep_copy(&self) -> Result<PathBuf, Error> {
-        let path = self.layout.bookkeeping().join("repair").join(format!("{}.jsonl", self.request.run));
-        let mut text = String::new();
-        for at in 0..self.prompts.len() {
-            text.push_str(&self.prompts.get(at)?.record().to_python_json());
-            text.push('\n');
-        }
-        Store::new(self.layout.save().root(), &self.request.run).replace(&path, text.as_bytes())?;
-        Ok(path)
-    }
-
-    fn publish(&self, broker: &Broker, publisher: &mut Publisher, runtime: &Runtime) -> Result<(), Error> {
-        let card = self.card(broker);
-        let mut ledger = RunLedger::announce(&self.layout, &card)?;
-        let entry = RunEntry {
-            run: card.run.clone(),
-            model: card.model.clone(),
-            save_path: self.request.save_path.clone(),
-            prompts: card.todo,
-            jobs: self.planned.batches().len(),
-            at: card.at,
-            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+    /// Removes and publishes, job by job: never more is removed than what is about to be published. Returns the
+    /// prompts the broker has; interrupted, the rest is broken still, or owed by the copy.
+    fn carry_out(mut self, bench: &mut Bench<'_>) -> Result<Published, Error> {
+        // Whoever computed one of them meanwhile need not be overruled.
+        self.request.force = false;
+        let (layout, run) = (&self.layout, &self.request.run);
+        let publishing = Publishing {
+            names: &bench.broker.names,
+            publisher: &mut bench.publisher,
+            stop: &bench.stop,
+            layout,
+            view: View::of_stderr(false),
         };
-        runtime.block_on(publisher.register(&broker.names, &entry))?;
-        // The entry is no job.
-        publisher.take_confirmed();
-        let mut under_way: HashMap<String, Vec<PromptHash>> = HashMap::new();
-        let mut note = |confirmed: Vec<Confirmed>, under_way: &mut HashMap<String, Vec<PromptHash>>| {
-            confirmed.into_iter().try_for_each(|confirmed| match under_way.remove(&confirmed.id) {
-                Some(hashes) => ledger.published(&JobId(confirmed.id), hashes),
-                None => Ok(()),
-            })
+        let digest = format!("{REPAIR}{run}");
+        let ledger = publishing.announce(&self.request, &self.known, &self.planned, &digest)?;
+        let copy = keep_copy(layout, run, &self.prompts)?;
+        let prepare = |job: &mut Job| {
+            job.force = false;
+            // What no broker takes is not removed.
+            message::body(job)?;
+            let arrays = job.capture.layout;
+            job.prompts.iter().try_for_each(|prompt| Ok(remove(layout, &prompt.hash, arrays)?))
         };
-        for batch in self.planned.batches() {
-            // Whoever computed one of them meanwhile need not be overruled.
-            let job = Job { force: false, ..self.planned.job(batch)? };
-            for prompt in &job.prompts {
-                remove(&self.layout, &prompt.hash, job.capture.layout)?;
+        let published = bench.runtime.block_on(publishing.publish(&self.planned, ledger, prepare));
+        match published {
+            Ok(published) if published.whole => {
+                fs::remove_file(&copy).map_err(|error| StoreError::new(Op::Remove, &copy, error))?;
+                Ok(published)
             }
-            let hashes = job.prompts.iter().map(|prompt| prompt.hash.clone()).collect();
-            under_way.insert(job.id.0.clone(), hashes);
-            runtime.block_on(publisher.publish(job))?;
-            note(publisher.take_confirmed(), &mut under_way)?;
+            interrupted => {
+                tracing::error!(
+                    "the repair of {} did not come to its end; its prompts are in {}, and `dispatcher verify --repair` \
+                     goes on with it",
+                    layout.name(),
+                    copy.display()
+                );
+                interrupted
+            }
         }
-        runtime.block_on(publisher.flush())?;
-        note(publisher.take_confirmed(), &mut under_way)?;
-        ledger.complete()?;
-        Ok(())
     }
+}
 
-    fn card(&self, broker: &Broker) -> RunCard {
-        let run = self.request.run.clone();
-        RunCard {
-            version: LEDGER_VERSION,
-            namespace: broker.names.namespace().to_owned(),
-            model: self.known.located.pin(),
-            shape: self.known.shape(),
-            capture: self.known.capture.clone(),
-            force: false,
-            // Nobody's request: no later enqueue goes on with it.
-            request: format!("repair {run}"),
-            prompts: self.prompts.len(),
-            cached: 0,
-            todo: self.todo(),
-            at: Timestamp::now(),
-            writer: WriterId::this_process(&run).to_string(),
-            run,
-        }
+/// What a repair works with.
+struct Bench<'a> {
+    broker: Broker,
+    publisher: Publisher,
+    stop: CancellationToken,
+    runtime: &'a Runtime,
+}
+
+impl<'a> Bench<'a> {
+    fn new(settings: &Settings, runtime: &'a Runtime) -> Result<Bench<'a>, Error> {
+        let broker = Broker::new(&settings.queue)?;
+        let publisher = runtime.block_on(Publisher::connect(&broker))?;
+        let stop = CancellationToken::new();
+        runtime.spawn(signals::watch(stop.clone()));
+        Ok(Bench { broker, publisher, stop, runtime })
     }
 }
 
@@ -307,16 +314,23 @@ fn fresh_run(layout: &ModelLayout) -> RunId {
 }
 
 /// The prompts as they were before they were tokenized. Those whose text nobody knows are told and left out.
-fn read_prompts(layout: &ModelLayout, hashes: &BTreeSet<PromptHash>) -> Result<PromptSet, Error> {
+fn read_prompts(
+    layout: &ModelLayout,
+    hashes: &BTreeSet<PromptHash>,
+    leftovers: &[Leftover],
+) -> Result<PromptSet, Error> {
     let mut found: Vec<Prompt> = Vec::new();
     let mut lost: BTreeSet<&PromptHash> = BTreeSet::new();
     for hash in hashes {
         let record = read_record(layout, hash).ok().flatten();
         match record.and_then(|record| prompt_of(record, hash)) {
             Some(prompt) => found.push(prompt),
-            None => {
-                lost.insert(hash);
-            }
+            None => match leftovers.iter().find_map(|leftover| leftover.owed.get(hash)) {
+                Some(prompt) => found.push(prompt.clone()),
+                None => {
+                    lost.insert(hash);
+                }
+            },
         }
     }
     if !lost.is_empty() {
@@ -384,7 +398,7 @@ mod tests {
         fs::write(layout.prompts_jsonl(), format!("torn{{\n{line}\n")).unwrap();
         fs::write(layout.prompt_json(&b), "{").unwrap();
         fs::remove_file(layout.prompt_json(&c)).unwrap();
-        let set = read_prompts(&layout, &[a.clone(), b.clone(), c].into()).unwrap();
+        let set = read_prompts(&layout, &[a.clone(), b.clone(), c].into(), &[]).unwrap();
         let found: BTreeSet<_> = set.hashes().cloned().collect();
         assert_eq!(found, [a, b].into(), "the third is lost");
     }
@@ -403,7 +417,7 @@ mod tests {
     #[test]
     fn what_was_repaired_is_told_with_what_was_not() {
         let runs = vec![RunId("r".to_owned())];
-        let repaired = Repaired { runs, prompts: 2, left: 1 };
+        let repaired = Repaired { runs, prompts: 2, left: 1, ..Repaired::default() };
         let text = repaired.text();
         assert!(
             text.starts_with("2 prompts removed and enqueued again\n  run r: ")

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     engine::{EngineError, Layout, TokenBatch, run_to_end},
     model::{self, device::DeviceChoice},
+    run::ComputeOptions,
 };
 
 /// Tokens of a batch: enough that its size decides nothing.
@@ -54,6 +55,7 @@ pub(super) fn measure(
     fn say(error: impl std::fmt::Display) -> String {
         error.to_string()
     }
+    ComputeOptions::parse(settings).map_err(say)?.prepare();
     let Run { compute_dtype, matmul_precision, .. } = settings.run;
     let numerics = Numerics { compute_dtype, matmul_precision };
     let choice: DeviceChoice = device.unwrap_or(&settings.run.device).parse().map_err(say)?;

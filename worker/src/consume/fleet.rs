@@ -3,9 +3,9 @@
 //! A worker owns one device, so that a driver's fault costs one worker; this starts them, passes signals on, waits for
 //! all and tells the worst of their exits. It takes no jobs itself.
 
-use std::{num::NonZeroUsize, process::Stdio};
+use std::{collections::HashMap, num::NonZeroUsize, process::Stdio};
 
-use common::{exit::Exit, talk::say};
+use common::{exit::Exit, plan::memory::default_batch_memory, settings::Run, talk::say};
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 use tokio::{
     process::{Child, Command},
@@ -62,14 +62,31 @@ pub fn join(parent: u32) {
     }
 }
 
-/// The threads each of `workers` gets of this machine's cores; none where the settings say how many each has.
-pub fn share(set: Option<NonZeroUsize>, workers: usize) -> Option<NonZeroUsize> {
-    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    if set.is_some() { None } else { NonZeroUsize::new((cores / workers.max(1)).max(1)) }
+/// What each of several workers gets of this machine; none where the settings say how much each has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Threads to compute and encode with.
+    pub threads: Option<NonZeroUsize>,
+    /// Bytes of patterns of one forward pass.
+    pub batch_bytes: Option<u64>,
 }
 
-/// Starts this very command once for each of `devices`, with `threads` for each where given, and waits for all. With `json`, the summaries go to stdout as a list.
-pub fn run(devices: &[DeviceChoice], threads: Option<NonZeroUsize>, json: bool) -> Exit {
+impl Share {
+    /// Of `workers` workers with these settings.
+    pub fn of(run: &Run, workers: usize) -> Self {
+        let workers = workers.max(1);
+        let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let threads = || NonZeroUsize::new((cores / workers).max(1));
+        let memory = || default_batch_memory().batch_bytes / workers as u64;
+        Share {
+            threads: if run.threads.is_some() { None } else { threads() },
+            batch_bytes: if run.batch_memory.is_some() { None } else { Some(memory()) },
+        }
+    }
+}
+
+/// Starts this very command once for each of `devices`, each with its `share`, and waits for all. With `json`, the summaries go to stdout as a list.
+pub fn run(devices: &[DeviceChoice], share: Share, json: bool) -> Exit {
     // On this thread alone: workers end with the thread that started them.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -80,12 +97,14 @@ pub fn run(devices: &[DeviceChoice], threads: Option<NonZeroUsize>, json: bool) 
     };
     runtime.block_on(async {
         let mut members = JoinSet::new();
-        let mut pids = Vec::with_capacity(devices.len());
-        for &device in devices {
-            match start(device, threads) {
+        let mut pids = HashMap::with_capacity(devices.len());
+        for (at, &device) in devices.iter().enumerate() {
+            match start(device, share) {
                 Ok(child) => {
-                    pids.extend(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
-                    members.spawn(async move { (device, child.wait_with_output().await) });
+                    pids.extend(
+                        child.id().and_then(|id| Some((at, Pid::from_raw(i32::try_from(id).ok()?)?))),
+                    );
+                    members.spawn(async move { (at, device, child.wait_with_output().await) });
                 }
                 Err(error) => {
                     tracing::error!("starting a worker on {device}: {error}");
@@ -95,17 +114,20 @@ pub fn run(devices: &[DeviceChoice], threads: Option<NonZeroUsize>, json: bool) 
             }
         }
         let whole = members.len() == devices.len();
-        let exit = wait(members, &pids, json).await;
+        let exit = wait(members, pids, json).await;
         if whole { exit } else { exit.max(Exit::Transient) }
     })
 }
 
-fn start(device: DeviceChoice, threads: Option<NonZeroUsize>) -> std::io::Result<Child> {
+fn start(device: DeviceChoice, share: Share) -> std::io::Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(std::env::args_os().skip(1));
     command.args(["--device", &device.to_string(), MEMBER_FLAG, &std::process::id().to_string()]);
-    if let Some(threads) = threads {
+    if let Some(threads) = share.threads {
         command.args(["--threads", &threads.to_string()]);
+    }
+    if let Some(bytes) = share.batch_bytes {
+        command.args(["--batch-memory", &bytes.to_string()]);
     }
     // A terminal's Ctrl-C is for this process; workers are told by it, once.
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped());
@@ -114,14 +136,14 @@ fn start(device: DeviceChoice, threads: Option<NonZeroUsize>) -> std::io::Result
 
 /// Waits for every member; the worst exit.
 async fn wait(
-    mut members: JoinSet<(DeviceChoice, std::io::Result<std::process::Output>)>,
-    pids: &[Pid],
+    mut members: JoinSet<(usize, DeviceChoice, std::io::Result<std::process::Output>)>,
+    mut pids: HashMap<usize, Pid>,
     json: bool,
 ) -> Exit {
     let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()));
     let (Ok(mut interrupt), Ok(mut terminate)) = signals else {
         tracing::error!("signals cannot be watched here");
-        pass_on(pids);
+        pass_on(&pids);
         return Exit::Transient;
     };
     let mut exit = Exit::Done;
@@ -130,13 +152,15 @@ async fn wait(
         tokio::select! {
             member = members.join_next() => {
                 let Some(member) = member else { break };
-                let (device, output) = member.expect("waiting neither panics nor is aborted");
+                let (at, device, output) = member.expect("waiting neither panics nor is aborted");
+                // It is waited for: the number may be another process's from now on.
+                pids.remove(&at);
                 let (ended, summary) = told(device, output);
                 exit = exit.max(ended);
                 summaries.extend(summary);
             }
-            _ = interrupt.recv() => pass_on(pids),
-            _ = terminate.recv() => pass_on(pids),
+            _ = interrupt.recv() => pass_on(&pids),
+            _ = terminate.recv() => pass_on(&pids),
         }
     }
     if json {
@@ -146,10 +170,11 @@ async fn wait(
     exit
 }
 
-/// Asks every member to end; those that have ended are past hearing.
-fn pass_on(pids: &[Pid]) {
-    for pid in pids {
-        let _ = kill_process(*pid, Signal::TERM);
+/// Asks every member to end. By SIGINT: where the system sends SIGTERM to all processes of a job, members have that one
+/// already, and a second of a kind means at once.
+fn pass_on(pids: &HashMap<usize, Pid>) {
+    for pid in pids.values() {
+        let _ = kill_process(*pid, Signal::INT);
     }
 }
 
@@ -184,6 +209,15 @@ fn told(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn workers_share_the_machine_unless_told_how_much_each_has() {
+        let (one, two) = (Share::of(&Run::default(), 1), Share::of(&Run::default(), 2));
+        assert!(two.batch_bytes.unwrap() <= one.batch_bytes.unwrap() / 2 + (64 << 20), "{one:?} {two:?}");
+        assert!(two.threads <= one.threads);
+        let set = Run { threads: NonZeroUsize::new(3), ..Run::default() };
+        assert_eq!(Share::of(&set, 2).threads, None);
+    }
 
     fn asked(words: &[&str]) -> Result<Vec<DeviceChoice>, FleetError> {
         devices(&words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())

@@ -7,6 +7,7 @@ use std::{
 
 use common::{
     job::{Job, Outcome, RunId},
+    queue::Attempt,
     store::{Event, Journal, Store, layout::ModelLayout},
 };
 
@@ -37,9 +38,10 @@ impl RunJournal {
     }
 
     /// Notes how a job ended.
-    pub fn settling(&self, job: &Job, outcome: &Outcome, how: JobEnd) {
+    pub fn settling(&self, job: &Job, attempt: Attempt, outcome: &Outcome, how: JobEnd) {
         for failure in &outcome.failures {
-            self.note(Event::Failed { job: job.id.clone(), failure: failure.clone() });
+            let (job, failure) = (job.id.clone(), failure.clone());
+            self.note(Event::Failed { job, failure, last: attempt.is_last() });
         }
         if how == JobEnd::Over {
             let Outcome { done, cached, failures, millis } = outcome;

@@ -40,7 +40,7 @@ pub fn start(settings: &Settings, member_of: Option<u32>, json: bool) -> Exit {
         fleet::join(parent);
     } else if !settings.consume.devices.is_empty() {
         return match fleet::devices(&settings.consume.devices) {
-            Ok(devices) => fleet::run(&devices, fleet::share(settings.run.threads, devices.len()), json),
+            Ok(devices) => fleet::run(&devices, fleet::Share::of(&settings.run, devices.len()), json),
             Err(error) => {
                 tracing::error!("{error}");
                 Exit::Configuration
@@ -152,6 +152,7 @@ async fn serve_broker(
     };
     let directory = DataDirectory::guarded(guard);
     let served = serve::serve(&mut consumer, models, directory, &pipeline, shutdown, observe).await;
+    report.waiting(consumer.waiting().await);
     consumer.close().await;
     finisher.close().await;
     match served {

@@ -77,7 +77,7 @@ impl Options {
             consume: ConsumeOptions {
                 wanted: if names.is_empty() { Wanted::All } else { Wanted::Models(names) },
                 prefetch: consume.prefetch.get(),
-                leave: Leave { idle },
+                leave: Leave { idle, retries: consume.wait_for_retries.map(|span| span.0) },
             },
             allow_save_path: consume.allow_save_path.clone(),
             grace,

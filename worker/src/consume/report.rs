@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytesize::ByteSize;
+use common::{queue::rabbitmq::Waiting, settings::Span};
 use serde::Serialize;
 
 use crate::{
@@ -32,8 +33,19 @@ pub struct ConsumeSummary {
     /// Prompts.
     #[serde(flatten)]
     pub tally: Tally,
+    /// Jobs of the namespace that wait for another try, by their wait; null where the broker could not be asked.
+    pub waiting: Option<Vec<WaitingRow>>,
     /// Seconds from start to end.
     pub total_seconds: f64,
+}
+
+/// Jobs that wait for another try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct WaitingRow {
+    /// How long each of them does.
+    pub delay_seconds: u64,
+    /// How many do.
+    pub jobs: u64,
 }
 
 impl fmt::Display for ConsumeSummary {
@@ -52,8 +64,17 @@ impl fmt::Display for ConsumeSummary {
             self.cached,
             size(*npz_bytes),
             rate(*done as f64, elapsed)
-        )
+        )?;
+        match self.waiting.as_deref().unwrap_or_default() {
+            [] => Ok(()),
+            rows => write!(f, "; jobs that wait for another try: {}", shown(rows)),
+        }
     }
+}
+
+fn shown(rows: &[WaitingRow]) -> String {
+    let row = |row: &WaitingRow| format!("{} for up to {}", row.jobs, Span::seconds(row.delay_seconds));
+    rows.iter().map(row).collect::<Vec<_>>().join(", ")
 }
 
 /// Sums up events and says now and then how things go.
@@ -75,7 +96,7 @@ impl Report {
             Event::ModelOpened { pin, took } => {
                 tracing::info!("{} ({} at {}) is ready after {took:.1?}", pin.name, pin.source, pin.commit);
             }
-            Event::JobSettled { job, failures, how, .. } => {
+            Event::JobSettled { job, attempt, failures, how, .. } => {
                 let count = match how {
                     JobEnd::Over | JobEnd::Refused => &mut self.summary.jobs,
                     JobEnd::HandedBack => &mut self.summary.handed_back,
@@ -84,7 +105,7 @@ impl Report {
                 };
                 *count += 1;
                 for failure in failures {
-                    tracing::warn!("job {} of run {}: {}", job.id, job.run, failure.reason);
+                    tracing::warn!("job {} of run {}, {attempt}: {}", job.id, job.run, failure.reason);
                 }
             }
             _ => {}
@@ -96,6 +117,19 @@ impl Report {
         }
     }
 
+    /// Notes what waits for another try, at the end.
+    pub(super) fn waiting(&mut self, waiting: Option<Vec<Waiting>>) {
+        let row = |wait: &Waiting| WaitingRow { delay_seconds: wait.delay.as_secs(), jobs: wait.jobs };
+        self.summary.waiting =
+            waiting.map(|waits| waits.iter().filter(|wait| wait.jobs > 0).map(row).collect());
+        if let Some(rows @ [_, ..]) = self.summary.waiting.as_deref() {
+            tracing::warn!(
+                "jobs wait for another try ({}) and are left to the next worker; --wait-for-retries stays for them",
+                shown(rows)
+            );
+        }
+    }
+
     fn close(&mut self) {
         self.summary.total_seconds = self.begin.elapsed().as_secs_f64();
         self.summary.cached = self.summary.tally.cached;
@@ -104,5 +138,30 @@ impl Report {
     pub(super) fn end(mut self) -> ConsumeSummary {
         self.close();
         self.summary
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_for_another_try_is_told_at_the_end() {
+        let wait =
+            |seconds, jobs| Waiting { queue: String::new(), delay: Duration::from_secs(seconds), jobs };
+        let mut report = Report::begin();
+        report.waiting(Some(vec![wait(30, 2), wait(300, 0), wait(1800, 1)]));
+        let summary = report.end();
+        assert!(
+            summary
+                .to_string()
+                .ends_with("; jobs that wait for another try: 2 for up to 30s, 1 for up to 30m"),
+            "{summary}"
+        );
+        let mut report = Report::begin();
+        report.waiting(Some(vec![wait(30, 0)]));
+        let summary = report.end();
+        assert!(!summary.to_string().contains("wait"), "{summary}");
+        assert_eq!(summary.waiting, Some(Vec::new()));
     }
 }

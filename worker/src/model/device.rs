@@ -141,11 +141,14 @@ impl DeviceChoice {
     }
 }
 
-/// Where a GPU's compiled and tuned kernels are kept where nobody says: `lenspool` in the user's cache directory.
+/// Where a GPU's compiled and tuned kernels are kept where nobody says: in the user's cache directory, `lenspool` and the
+/// node's name. On a cluster that directory is shared, and the database of kernels must not be: its locks hold on one
+/// node.
 pub fn default_kernel_cache() -> Option<PathBuf> {
     let absolute = |variable| std::env::var_os(variable).map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
-    Some(cache.join("lenspool"))
+    let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    Some(cache.join("lenspool").join(node))
 }
 
 /// Keeps a GPU's compiled and tuned kernels in `directory`. To be called before a device is used.

@@ -24,7 +24,7 @@ pub(super) struct DeviceEngine {
     model: Transformer,
     readback: Readback,
     footprint: Footprint,
-    /// The shapes of batches whose kernels are compiled and tuned.
+    /// The classes of batches, rows and tokens a prompt, whose kernels are compiled and tuned.
     warm: HashSet<(usize, usize)>,
 }
 
@@ -95,8 +95,9 @@ impl Engine for DeviceEngine {
 
     fn warm_up(&mut self, prompts: usize, longest: usize) -> Option<Duration> {
         let padded = self.footprint.padded(longest);
-        // Kernels are tuned for classes of sizes: powers of two.
-        if !self.warm.insert((prompts.next_power_of_two(), padded)) {
+        self.footprint.check(prompts, padded).ok()?;
+        // Kernels are tuned for classes of sizes, powers of two: of rows, and of what is multiplied for each prompt.
+        if !self.warm.insert(((prompts * padded).next_power_of_two(), padded)) {
             return None;
         }
         let begin = Instant::now();

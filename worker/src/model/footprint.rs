@@ -7,13 +7,15 @@ use bytesize::ByteSize;
 use common::model::spec::ModelSpec;
 
 use super::{batch::bucket, readback::LAYERS_AHEAD};
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Layout};
 
 /// Of the memory that is free once the weights are placed, how much batches may be planned for: pools round up and
 /// keep pieces.
 const USABLE: f64 = 0.7;
-/// Positions in a buffer of one layer's patterns are 32-bit numbers on the device.
+/// Where a prompt's halves begin is a 32-bit number on the device.
 const MOST_VALUES: usize = i32::MAX as usize;
+/// cubecl's pools on CUDA take no buffer of more than this part of a card's memory.
+const LARGEST_PART: u64 = 4;
 
 /// A device's memory, with the weights in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,18 +72,26 @@ impl Footprint {
     /// Whether such a pass is thought to fit.
     pub(super) fn fits(&self, prompts: usize, longest: usize) -> bool {
         let free = self.room.as_ref().map_or(u64::MAX, |room| (room.free as f64 * USABLE) as u64);
-        self.patterns(prompts, longest) <= MOST_VALUES && self.bytes(prompts, longest) <= free
+        self.check(prompts, longest).is_ok() && self.bytes(prompts, longest) <= free
     }
 
-    /// What can never run on any device.
+    /// What is certain not to run here.
     pub(super) fn check(&self, prompts: usize, longest: usize) -> Result<(), EngineError> {
-        let values = self.patterns(prompts, longest);
-        if values <= MOST_VALUES {
-            return Ok(());
+        let halves = prompts * Layout::Causal.len(self.n_heads, longest);
+        if halves > MOST_VALUES {
+            return Err(EngineError::Input(format!(
+                "{halves} values in one layer's patterns, and {MOST_VALUES} can be read back at once"
+            )));
         }
-        let said =
-            format!("{values} values in one layer's patterns, and a buffer holds {MOST_VALUES} at most");
-        Err(EngineError::OutOfMemory(said))
+        let whole = (self.patterns(prompts, longest) * size_of::<f32>()) as u64;
+        match &self.room {
+            Some(room) if whole > room.total / LARGEST_PART => Err(EngineError::OutOfMemory(format!(
+                "one layer's patterns take {}, and a buffer at most a quarter of the card's memory ({})",
+                ByteSize(whole),
+                self.card()
+            ))),
+            _ => Ok(()),
+        }
     }
 
     /// What to say of the device in an error.
@@ -126,6 +136,9 @@ mod tests {
         assert!(footprint(free).fits(4, 64));
         assert!(!footprint(free).fits(5, 64));
         assert!(!footprint(u64::MAX).fits(1 << 30, 64), "positions are 32-bit numbers");
+        assert!(matches!(footprint(u64::MAX).check(1 << 30, 64), Err(EngineError::Input(_))));
+        let large = footprint(u64::MAX).check(1 << 17, 64).unwrap_err().to_string();
+        assert!(large.contains("a quarter of the card's memory (a card, 16.0 GiB"), "{large}");
     }
 
     #[test]

@@ -129,8 +129,13 @@ pub fn load(
         }
         DeviceChoice::Cuda(_) | DeviceChoice::Wgpu => {
             let device = choice.open()?;
+            // What an engine before this one has left in pools is not free yet.
+            device.memory_cleanup();
             let packing = Packing::Padded { n_ctx: spec.n_ctx };
             let model = load_as(dir, spec, &device, highest_layer, Ops::Composed(numerics), packing)?;
+            // The weights are on their way; only once they have arrived is what is left free for batches. A failure
+            // shows in the first batch.
+            let _ = device.sync();
             Ok(Box::new(DeviceEngine::new(model, Footprint::new(spec, choice.room()))))
         }
     }

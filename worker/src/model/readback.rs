@@ -11,7 +11,7 @@ use std::{
     thread::{Builder, JoinHandle},
 };
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData, Transaction};
 
 use crate::engine::{Buffer, EngineError, Layout, Pattern, PatternSink, Values};
 
@@ -153,12 +153,14 @@ impl Reader {
 /// Waits for one layer and gives its prompts to the sink.
 fn read(halves: Halves, sink: &mut dyn PatternSink, card: &str) -> Result<(), EngineError> {
     let Halves { layer, n_heads, values, spans } = halves;
-    let data = catch_unwind(AssertUnwindSafe(|| values.try_into_data()));
-    let data = match data {
-        Ok(Ok(data)) => data,
+    // Not `into_data`, which reads when it is looked at and keeps the device's memory until it is dropped.
+    let execute = || Transaction::default().register(values).try_execute();
+    let data = match catch_unwind(AssertUnwindSafe(execute)) {
+        Ok(Ok(data)) => data.into_iter().next(),
         Ok(Err(error)) => return Err(explain(&error.to_string(), card)),
-        Err(_) => return Err(EngineError::Device(format!("{card}: reading a layer's patterns panicked"))),
+        Err(_) => return Err(EngineError::Device(format!("reading a layer's patterns panicked ({card})"))),
     };
+    let data = data.ok_or_else(|| EngineError::Bug("a read of one tensor gave none".to_owned()))?;
     let buffer = Read::new(data)?;
     let buffer: Arc<dyn Buffer> = Arc::new(buffer);
     for Span { prompt, n, start } in spans {
@@ -169,17 +171,25 @@ fn read(halves: Halves, sink: &mut dyn PatternSink, card: &str) -> Result<(), En
     Ok(())
 }
 
-/// What the device said, as the kind of failure it is.
+/// What the device said, as the kind of failure it is. burn hands on texts, causes under what they caused.
 fn explain(said: &str, card: &str) -> EngineError {
-    // burn hands on texts: these are cubecl's, of an allocation and of a launch.
-    const NO_MEMORY: [&str; 3] = ["out of device memory", "out-of-memory", "Can't allocate"];
-    let first = said.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no reason given");
-    let told = format!("{first} ({card})");
-    if NO_MEMORY.iter().any(|text| said.contains(text)) {
-        EngineError::OutOfMemory(told)
-    } else {
-        EngineError::Device(told)
+    // cubecl's words for an allocation that failed, one that is too large for any pool, and a launch without memory.
+    const NO_MEMORY: [&str; 4] =
+        ["out of device memory", "out-of-memory", "Can't allocate", "can't allocate buffer"];
+    let lines = || said.lines().map(str::trim).filter(|line| !line.is_empty());
+    let no_memory = lines().find(|line| NO_MEMORY.iter().any(|text| line.contains(text)));
+    if let Some(line) = no_memory {
+        return EngineError::OutOfMemory(format!("{line} ({card})"));
     }
+    let mut cause = None;
+    let mut next_is_cause = true;
+    for line in lines() {
+        if next_is_cause {
+            cause = Some(line);
+        }
+        next_is_cause = line.ends_with("Caused by:");
+    }
+    EngineError::Device(format!("{} ({card})", cause.unwrap_or("no reason given")))
 }
 
 /// What was read, in whatever memory the device wrote it to: pages that it can write to directly, on a GPU.
@@ -204,17 +214,28 @@ impl Buffer for Read {
 mod tests {
     use std::sync::mpsc;
 
-    use burn::tensor::Device;
+    use burn::tensor::{Device, ExecutionError};
 
     use super::*;
     use crate::engine::SinkClosed;
 
     #[test]
     fn failures_are_told_apart_by_what_the_device_said() {
-        let oom = explain("out of device memory allocating 512 bytes\n   0: a frame", "a card of 80 GB");
+        let said = |reason: &str| {
+            let error = ExecutionError::WithContext { reason: reason.to_owned() };
+            explain(&error.to_string(), "a card of 80 GB")
+        };
+        let oom =
+            said("Several failures at once\n  out of device memory allocating 512 bytes\n   0: a frame");
         let told = "out of device memory allocating 512 bytes (a card of 80 GB)";
         assert_eq!(oom, EngineError::OutOfMemory(told.to_owned()));
-        assert!(matches!(explain("\nan illegal address\n", "a card"), EngineError::Device(_)));
+        let large = said("can't allocate buffer of size: 9");
+        assert_eq!(
+            large,
+            EngineError::OutOfMemory("can't allocate buffer of size: 9 (a card of 80 GB)".to_owned())
+        );
+        let fault = said("A launch failed\nCaused by:\n  an illegal address\n   0: a frame");
+        assert_eq!(fault, EngineError::Device("an illegal address (a card of 80 GB)".to_owned()));
     }
 
     struct Told {

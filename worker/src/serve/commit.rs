@@ -9,6 +9,7 @@ use std::{
 use common::{
     job::{Failure, FailureKind, Job, JobPrompt, Outcome},
     npz::Entry,
+    queue::Attempt,
 };
 use tokio::sync::mpsc;
 
@@ -74,7 +75,7 @@ pub trait Commit: Send + Sync + 'static {
     }
 
     /// Told what became of a job just before the queue is.
-    fn settling(&self, _job: &Job, _outcome: &Outcome, _how: JobEnd) {}
+    fn settling(&self, _job: &Job, _attempt: Attempt, _outcome: &Outcome, _how: JobEnd) {}
 
     /// Makes ready for the prompts of `job` that `todo` points to, before any of them is committed.
     fn begin(&self, job: &Job, todo: &[usize]) -> Result<Hold, CommitError>;

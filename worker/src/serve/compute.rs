@@ -250,6 +250,11 @@ impl<M: Models> ModelThread<M> {
         let PartEnd { part, open, result } = end;
         let error =
             match result.or_else(|| self.state.panicked.take().map(|said| Err(EngineError::Bug(said)))) {
+                // It had ended but for saying so.
+                None if open.is_empty() => {
+                    self.state.opened = None;
+                    return;
+                }
                 None if part.suspect => EngineError::Bug("the engine dropped a batch".to_owned()),
                 None => {
                     // It may have been another one: this one is tried once more, alone.
@@ -271,7 +276,14 @@ impl<M: Models> ModelThread<M> {
             EngineError::Stopped => {
                 self.end_part(&Part { work, prompts: open, begun: true, suspect }, &PromptEnd::Unfinished);
             }
-            EngineError::OutOfMemory(_) | EngineError::Input(_) => self.halve(work, open, suspect, &error),
+            EngineError::OutOfMemory(_) => {
+                if open.len() < 2 {
+                    // What the engine made and keeps may have been made without memory.
+                    self.state.opened = None;
+                }
+                self.halve(work, open, suspect, &error);
+            }
+            EngineError::Input(_) => self.halve(work, open, suspect, &error),
             EngineError::Bug(_) => {
                 // One prompt does it; the others are worth a fresh engine.
                 self.state.opened = None;

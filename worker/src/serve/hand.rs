@@ -4,7 +4,7 @@
 use std::{collections::HashMap, time::Instant};
 
 use common::job::{Failure, Outcome};
-use common::queue::Settlement;
+use common::queue::{Attempt, Settlement};
 
 use super::JobEnd;
 
@@ -28,6 +28,7 @@ pub enum PromptEnd {
 #[derive(Debug)]
 struct Hand<T> {
     tag: T,
+    attempt: Attempt,
     open: usize,
     unfinished: bool,
     cancelled: bool,
@@ -47,6 +48,8 @@ pub struct Hands<T> {
 pub struct Finished<T> {
     /// The queue's handle.
     pub tag: T,
+    /// Which try of the job this was.
+    pub attempt: Attempt,
     /// What the queue is told.
     pub settlement: Settlement,
     /// What became of the prompts.
@@ -63,13 +66,21 @@ impl<T> Default for Hands<T> {
 
 impl<T> Hands<T> {
     /// Takes a delivery of `prompts` prompts in hand.
-    pub fn take(&mut self, tag: T, prompts: usize) -> Serial {
+    pub fn take(&mut self, tag: T, attempt: Attempt, prompts: usize) -> Serial {
         let serial = Serial(self.next);
         self.next += 1;
         let outcome = Outcome::default();
         self.held.insert(
             serial,
-            Hand { tag, open: prompts, unfinished: false, cancelled: false, taken: Instant::now(), outcome },
+            Hand {
+                tag,
+                attempt,
+                open: prompts,
+                unfinished: false,
+                cancelled: false,
+                taken: Instant::now(),
+                outcome,
+            },
         );
         serial
     }
@@ -114,7 +125,7 @@ impl<T> Hands<T> {
             _ if hand.cancelled => JobEnd::Cancelled,
             _ => JobEnd::Over,
         };
-        Some(Finished { tag: hand.tag, settlement, outcome: hand.outcome, how })
+        Some(Finished { tag: hand.tag, attempt: hand.attempt, settlement, outcome: hand.outcome, how })
     }
 
     /// Ends a delivery that nobody wants any more.
@@ -147,8 +158,8 @@ mod tests {
     #[test]
     fn a_delivery_is_done_only_when_every_prompt_ended() {
         let mut hands = Hands::default();
-        let a = hands.take("a", 2);
-        let b = hands.take("b", 1);
+        let a = hands.take("a", Attempt::ONLY, 2);
+        let b = hands.take("b", Attempt::ONLY, 1);
         assert_eq!(hands.end(a, PromptEnd::Committed), None);
         let b = hands.end(b, PromptEnd::Cached).unwrap();
         assert_eq!((b.tag, b.settlement, b.outcome.cached), ("b", Settlement::Done, 1));
@@ -160,7 +171,7 @@ mod tests {
     #[test]
     fn one_failed_prompt_does_not_hide_the_others() {
         let mut hands = Hands::default();
-        let a = hands.take((), 2);
+        let a = hands.take((), Attempt::ONLY, 2);
         hands.end(a, PromptEnd::Failed(failure()));
         let end = hands.end(a, PromptEnd::Committed).unwrap();
         assert_eq!(end.settlement, Settlement::Failed(vec![failure()]));
@@ -170,7 +181,7 @@ mod tests {
     #[test]
     fn an_interrupted_delivery_is_handed_back() {
         let mut hands = Hands::default();
-        let a = hands.take((), 2);
+        let a = hands.take((), Attempt::ONLY, 2);
         hands.end(a, PromptEnd::Committed);
         assert_eq!(hands.end(a, PromptEnd::Unfinished).unwrap().settlement, Settlement::HandBack);
     }

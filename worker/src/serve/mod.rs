@@ -22,7 +22,7 @@ use std::{
 
 use common::{
     job::{Failure, FailureKind, Job, ModelPin, Outcome},
-    queue::{Consume, Delivery, Settled},
+    queue::{Attempt, Consume, Delivery, Settled},
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -107,6 +107,8 @@ pub enum Event {
     JobSettled {
         /// The job.
         job: Arc<Job>,
+        /// Which try of it this was.
+        attempt: Attempt,
         /// Its prompts that failed.
         failures: Vec<Failure>,
         /// Prompts computed and committed by it now.
@@ -231,6 +233,7 @@ where
         jobs: HashMap::new(),
         pipeline: Some(pipeline),
         admissions: JoinSet::new(),
+        settlements: JoinSet::new(),
         accepting: true,
         stopped: false,
         drained: false,
@@ -262,6 +265,8 @@ struct Loop<Q: Consume, C, F> {
     /// Taken away to let the threads end.
     pipeline: Option<Pipeline>,
     admissions: JoinSet<Admitted>,
+    /// Deliveries the queue was told of and has not settled yet.
+    settlements: JoinSet<Settlement<Q::Error>>,
     accepting: bool,
     /// Whether the queue was told that no more is taken.
     stopped: bool,
@@ -278,6 +283,16 @@ struct Admitted {
     serial: Serial,
     job: Arc<Job>,
     look: Look,
+}
+
+/// A delivery whose settlement is over.
+struct Settlement<E> {
+    job: Option<Arc<Job>>,
+    attempt: Attempt,
+    failures: Vec<Failure>,
+    done: usize,
+    how: JobEnd,
+    settled: Result<Settled, E>,
 }
 
 /// What the last look found.
@@ -302,7 +317,7 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
                 self.stopped = true;
                 self.queue.stop().await;
             }
-            if !self.accepting && self.hands.is_empty() {
+            if !self.accepting && self.hands.is_empty() && self.settlements.is_empty() {
                 // Closing the pipeline's mouth ends its threads; the channel of notes ends with the last of them.
                 self.pipeline = None;
             }
@@ -315,6 +330,9 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
                 },
                 Some(admitted) = self.admissions.join_next() => {
                     self.admit(admitted.expect("the last look at the store neither panics nor is aborted")).await?;
+                }
+                Some(settlement) = self.settlements.join_next() => {
+                    self.settled(settlement.expect("waiting for the queue neither panics nor is aborted"));
                 }
                 () = shutdown.stop.cancelled(), if self.accepting => self.accepting = false,
                 next = self.queue.next(), if room => match next {
@@ -334,7 +352,7 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
     /// Takes a delivery in hand and looks, on a blocking thread, at what of it is committed already.
     fn receive(&mut self, delivery: Delivery<Q::Tag>) {
         let job = Arc::new(delivery.job);
-        let serial = self.hands.take(delivery.tag, job.prompts.len());
+        let serial = self.hands.take(delivery.tag, delivery.attempt, job.prompts.len());
         self.jobs.insert(serial, (Arc::clone(&job), None));
         let store = Arc::clone(&self.store);
         self.admissions.spawn_blocking(move || {
@@ -486,7 +504,7 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
     }
 
     async fn settle(&mut self, serial: Serial, finished: Option<Finished<Q::Tag>>) -> Result<(), ServeError> {
-        let Some(Finished { tag, settlement, outcome, mut how }) = finished else { return Ok(()) };
+        let Some(Finished { tag, attempt, settlement, outcome, how }) = finished else { return Ok(()) };
         let Outcome { done, failures, .. } = outcome.clone();
         let job = self.jobs.remove(&serial).map(|(job, hold)| {
             // What was announced has ended; the store is told before the queue forgets the job.
@@ -495,18 +513,25 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
         });
         if let Some(job) = &job {
             let (store, job) = (Arc::clone(&self.store), Arc::clone(job));
-            let told = tokio::task::spawn_blocking(move || store.settling(&job, &outcome, how));
+            let told = tokio::task::spawn_blocking(move || store.settling(&job, attempt, &outcome, how));
             told.await.expect("a store's note neither panics nor is aborted");
         }
-        match self.queue.settle(tag, settlement).await {
+        let settling = self.queue.settle(tag, settlement);
+        self.settlements
+            .spawn(async move { Settlement { job, attempt, failures, done, how, settled: settling.await } });
+        Ok(())
+    }
+
+    fn settled(&mut self, settlement: Settlement<Q::Error>) {
+        let Settlement { job, attempt, failures, done, mut how, settled } = settlement;
+        match settled {
             Ok(Settled::Accepted) => {}
             Ok(Settled::Lost) => how = JobEnd::Lost,
             Err(error) => self.stop_for(ServeError::Queue(Box::new(error))),
         }
         if let Some(job) = job {
-            (self.observe)(&Event::JobSettled { job, failures, done, how });
+            (self.observe)(&Event::JobSettled { job, attempt, failures, done, how });
         }
-        Ok(())
     }
 }
 

@@ -20,14 +20,11 @@ use super::{
     Progress,
     cache::{CachedRepo, Snapshot},
     error::{LocateError, Wanted},
-    files::{self, PICKLES, TOKENIZER_EXTRAS, WEIGHTS, WEIGHTS_INDEX},
-    no_tokenizer, no_weights, pickled, python_source,
+    files::{self, FORMATS, NO_WEIGHTS, TOKENIZER_EXTRAS},
+    no_tokenizer, no_weights,
     transfer::{Failure, Forward, verify, watch},
 };
-use crate::model::{
-    hub::HubOptions,
-    reference::{ModelName, RepoId},
-};
+use crate::model::{hub::HubOptions, reference::RepoId};
 
 /// How often a transfer that broke is tried in all.
 const TRIES: u32 = 4;
@@ -155,17 +152,18 @@ pub(super) fn weights(
     progress: &mut Progress<'_>,
 ) -> Result<Vec<PathBuf>, LocateError> {
     let mut session = Session::open(repo, commit, hub, progress)?;
-    if let Some(file) = session.fetch(commit, WEIGHTS)? {
-        return Ok(vec![file]);
+    for format in &FORMATS {
+        if let Some(file) = session.fetch(commit, format.single)? {
+            return Ok(vec![file]);
+        }
+        let Some(index) = session.fetch(commit, format.index)? else { continue };
+        let mut shards = Vec::new();
+        for name in files::shards_in(&index, format)? {
+            shards.push(session.fetch(commit, &name)?.ok_or_else(|| no_weights(repo.as_str(), &name))?);
+        }
+        return Ok(shards);
     }
-    let Some(index) = session.fetch(commit, WEIGHTS_INDEX)? else {
-        return Err(session.why_no_weights(commit));
-    };
-    let mut shards = Vec::new();
-    for name in files::shards_in(&index)? {
-        shards.push(session.fetch(commit, &name)?.ok_or_else(|| no_weights(repo.as_str(), &name))?);
-    }
-    Ok(shards)
+    Err(no_weights(repo.as_str(), NO_WEIGHTS))
 }
 
 /// Whether `commit` has weights that can be read.
@@ -173,8 +171,9 @@ pub(super) fn weights_exist(repo: &RepoId, commit: &str, hub: &HubOptions) -> Re
     let mut silent = |_: FetchEvent<'_>| {};
     let session = Session::open(repo, commit, hub, &mut silent)?;
     let files = session.list(commit)?;
-    let weights = files.iter().any(|file| file == WEIGHTS || file == WEIGHTS_INDEX);
-    if weights { Ok(()) } else { Err(session.why_no_weights(commit)) }
+    let names = FORMATS.map(|format| [format.single, format.index]).concat();
+    let weights = files.iter().any(|file| names.contains(&file.as_str()));
+    if weights { Ok(()) } else { Err(no_weights(repo.as_str(), NO_WEIGHTS)) }
 }
 
 /// A conversation with the hub about one repo.
@@ -303,21 +302,6 @@ impl<'a, 'p> Session<'a, 'p> {
                 advice: "it is not a model as transformers saves it".to_owned(),
             },
             Err(error) => error,
-        }
-    }
-
-    /// Why neither kind of safetensors is to be had.
-    fn why_no_weights(&self, commit: &str) -> LocateError {
-        let files = match self.list(commit) {
-            Ok(files) => files,
-            Err(error) => return error,
-        };
-        match files.into_iter().find(|file| PICKLES.contains(&file.as_str())) {
-            Some(found) => {
-                let name = ModelName::sanitize(self.repo.as_str().rsplit('/').next().unwrap_or_default());
-                pickled(self.repo.as_str(), &python_source(self.repo, self.revision), &name, found)
-            }
-            None => no_weights(self.repo.as_str(), WEIGHTS),
         }
     }
 

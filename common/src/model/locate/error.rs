@@ -28,7 +28,7 @@ impl Wanted {
     }
 
     /// The command that fills the cache. One pattern for .json, .txt and .safetensors, because versions of
-    /// `hf` disagree on how to give several.
+    /// `hf` disagree on how to give several. Not for .bin: most repositories have the same weights in both.
     pub fn prefetch(&self) -> String {
         let Wanted { repo, revision, cache, .. } = self;
         let cache = cache.display();
@@ -113,21 +113,6 @@ pub enum LocateError {
         /// What to do.
         advice: String,
     },
-    /// Weights only as a Python pickle, which can run code when it is read.
-    #[error(
-        "{place} has its weights only as {found}, which lenspool does not read (unpickling can run code); convert \
-         them with `{command}` and run with --model ./{directory}"
-    )]
-    PickledWeights {
-        /// Repo or directory.
-        place: String,
-        /// The pickle's file name.
-        found: String,
-        /// The command that converts.
-        command: String,
-        /// The directory that command makes.
-        directory: String,
-    },
     /// The hub failed, or what it sent is not what it announced.
     #[error("fetching {file} of {wanted} from {} failed: {cause}; run again to retry", wanted.endpoint)]
     Download {
@@ -168,7 +153,6 @@ impl LocateError {
             | LocateError::NoSuchRepo { .. }
             | LocateError::NoSuchRevision { .. }
             | LocateError::NoSuchFile { .. }
-            | LocateError::PickledWeights { .. }
             | LocateError::Damaged { .. } => FailureKind::Permanent,
         }
     }

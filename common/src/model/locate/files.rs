@@ -12,12 +12,35 @@ use sha2::{Digest, Sha256};
 
 use super::error::LocateError;
 
-/// One file of weights.
-pub(super) const WEIGHTS: &str = "model.safetensors";
-/// The list of several.
-pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
-/// What older repos have instead, and cannot be read safely.
-pub(super) const PICKLES: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+/// A way to store weights.
+pub(super) struct Format {
+    /// All of them in one file.
+    pub(super) single: &'static str,
+    /// The list of several.
+    pub(super) index: &'static str,
+    /// How the names of those end.
+    shards: &'static str,
+    check: fn(&Path) -> Result<(), LocateError>,
+}
+
+/// In the order they are looked for, as transformers does. Old repositories have pickles alone; nothing in them is run
+/// when they are read.
+pub(super) const FORMATS: [Format; 2] = [
+    Format {
+        single: "model.safetensors",
+        index: "model.safetensors.index.json",
+        shards: ".safetensors",
+        check: check_safetensors,
+    },
+    Format {
+        single: "pytorch_model.bin",
+        index: "pytorch_model.bin.index.json",
+        shards: ".bin",
+        check: check_pickle,
+    },
+];
+/// What weights are called where there are none.
+pub(super) const NO_WEIGHTS: &str = "model.safetensors (nor pytorch_model.bin)";
 /// Besides the tokenizer itself; any of them may be absent.
 pub(super) const TOKENIZER_EXTRAS: [&str; 2] = ["tokenizer_config.json", "special_tokens_map.json"];
 
@@ -56,33 +79,33 @@ pub(super) enum Weights {
     Files(Vec<PathBuf>),
     /// The index names these, which are not there.
     ShardsMissing(Vec<String>),
-    /// Pickles only; the name of one.
-    Pickled(String),
     /// None at all.
     None,
 }
 
-/// Which weights `dir` holds. One `model.safetensors` is preferred to shards, as transformers does.
+/// Which weights `dir` holds. One file is preferred to shards.
 pub(super) fn weights_in(dir: &Path) -> Result<Weights, LocateError> {
-    if dir.join(WEIGHTS).is_file() {
-        return Ok(Weights::Files(vec![dir.join(WEIGHTS)]));
+    for format in &FORMATS {
+        let (single, index) = (dir.join(format.single), dir.join(format.index));
+        if single.is_file() {
+            return Ok(Weights::Files(vec![single]));
+        }
+        if index.is_file() {
+            let shards = shards_in(&index, format)?;
+            let (there, missing): (Vec<_>, Vec<_>) =
+                shards.into_iter().partition(|name| dir.join(name).is_file());
+            return Ok(if missing.is_empty() {
+                Weights::Files(there.iter().map(|name| dir.join(name)).collect())
+            } else {
+                Weights::ShardsMissing(missing)
+            });
+        }
     }
-    if dir.join(WEIGHTS_INDEX).is_file() {
-        let shards = shards_in(&dir.join(WEIGHTS_INDEX))?;
-        let (there, missing): (Vec<_>, Vec<_>) =
-            shards.into_iter().partition(|name| dir.join(name).is_file());
-        return Ok(if missing.is_empty() {
-            Weights::Files(there.iter().map(|name| dir.join(name)).collect())
-        } else {
-            Weights::ShardsMissing(missing)
-        });
-    }
-    let pickle = PICKLES.into_iter().find(|name| dir.join(name).is_file());
-    Ok(pickle.map_or(Weights::None, |name| Weights::Pickled(name.to_owned())))
+    Ok(Weights::None)
 }
 
 /// The shards that an index names.
-pub(super) fn shards_in(index: &Path) -> Result<BTreeSet<String>, LocateError> {
+pub(super) fn shards_in(index: &Path, format: &Format) -> Result<BTreeSet<String>, LocateError> {
     let damaged = |problem: String| LocateError::Damaged { path: index.to_owned(), problem };
     let map = read_json(index)?;
     let weights = map.get("weight_map").and_then(Value::as_object);
@@ -90,9 +113,10 @@ pub(super) fn shards_in(index: &Path) -> Result<BTreeSet<String>, LocateError> {
     let mut shards = BTreeSet::new();
     for (tensor, shard) in weights {
         let name = shard.as_str().unwrap_or_default();
-        if name.contains(['/', '\\']) || name.starts_with('.') || !name.ends_with(".safetensors") {
+        if name.contains(['/', '\\']) || name.starts_with('.') || !name.ends_with(format.shards) {
             return Err(damaged(format!(
-                "says {tensor:?} is in {shard}, which is no safetensors file beside it"
+                "says {tensor:?} is in {shard}, which is no {} file beside it",
+                format.shards
             )));
         }
         shards.insert(name.to_owned());
@@ -112,8 +136,31 @@ pub(super) fn read_json(path: &Path) -> Result<Map<String, Value>, LocateError> 
     })
 }
 
-/// Checks that a safetensors file is as long as its header says: a download that was cut off is not.
-pub(super) fn check_safetensors(path: &Path) -> Result<(), LocateError> {
+/// Checks that a file of weights is whole, as far as a look at its ends tells: a download that was cut off is not.
+pub(super) fn check_weights_file(path: &Path) -> Result<(), LocateError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    FORMATS.iter().filter(|format| name.ends_with(format.shards)).try_for_each(|format| (format.check)(path))
+}
+
+/// Checks that a pickle, where it is in a zip archive as since PyTorch 1.6, has that archive's end.
+fn check_pickle(path: &Path) -> Result<(), LocateError> {
+    /// The longest end of a zip archive: its comment may have 64 KiB.
+    const END: u64 = 22 + (64 << 10);
+    let mut file = File::open(path).map_err(io_error(path))?;
+    let length = file.metadata().map_err(io_error(path))?.len();
+    let (mut begin, mut end) = (Vec::new(), Vec::new());
+    (&file).take(4).read_to_end(&mut begin).map_err(io_error(path))?;
+    file.seek(SeekFrom::Start(length.saturating_sub(END))).map_err(io_error(path))?;
+    file.read_to_end(&mut end).map_err(io_error(path))?;
+    if begin == *b"PK\x03\x04" && !end.windows(4).any(|bytes| bytes == b"PK\x05\x06") {
+        let problem = "is a zip archive without its end, so it was cut off".to_owned();
+        return Err(LocateError::Damaged { path: path.to_owned(), problem });
+    }
+    Ok(())
+}
+
+/// Checks that a safetensors file is as long as its header says.
+fn check_safetensors(path: &Path) -> Result<(), LocateError> {
     let mut file = File::open(path).map_err(io_error(path))?;
     let length = file.metadata().map_err(io_error(path))?.len();
     let damaged = |problem: String| LocateError::Damaged { path: path.to_owned(), problem };

@@ -25,7 +25,7 @@ pub use self::{
 };
 use super::{
     hub::HubOptions,
-    reference::{DEFAULT_REVISION, ModelName, ModelRef, RepoId, Source},
+    reference::{ModelName, ModelRef, RepoId, Source},
 };
 use crate::job::ModelPin;
 
@@ -125,7 +125,7 @@ pub fn locate_config(
     }
 }
 
-/// Stage two: the safetensors files of a located model, each checked to be as long as its header says.
+/// Stage two: the files of a located model's weights, each checked to be whole as far as its ends tell.
 pub fn fetch_weights(
     model: &LocatedModel,
     hub: &HubOptions,
@@ -138,7 +138,7 @@ pub fn fetch_weights(
             download::weights(repo, &model.commit, hub, progress)
         })?,
     };
-    weights.iter().try_for_each(|path| files::check_safetensors(path))?;
+    weights.iter().try_for_each(|path| files::check_weights_file(path))?;
     Ok(weights)
 }
 
@@ -165,11 +165,8 @@ fn find_weights<'a>(model: &'a LocatedModel, hub: &HubOptions) -> Result<Found<'
     }
     let Source::Hub { repo, former_repos, .. } = &model.reference.source else {
         return Err(match here {
-            Weights::Pickled(name) => {
-                pickled(&model.source, &format!("'{}'", model.source), &model.name, name)
-            }
             Weights::ShardsMissing(names) => no_weights(&model.source, &names.join(", ")),
-            Weights::Files(_) | Weights::None => no_weights(&model.source, files::WEIGHTS),
+            Weights::Files(_) | Weights::None => no_weights(&model.source, files::NO_WEIGHTS),
         });
     };
     let repos = || std::iter::once(repo).chain(former_repos);
@@ -181,15 +178,8 @@ fn find_weights<'a>(model: &'a LocatedModel, hub: &HubOptions) -> Result<Found<'
     if !hub.offline {
         return Ok(Found::OnTheHub(repo));
     }
-    Err(match here {
-        Weights::Pickled(name) => {
-            pickled(repo.as_str(), &python_source(repo, &model.commit), &model.name, name)
-        }
-        _ => {
-            let snapshot = Snapshot { commit: model.commit.clone(), dir: model.dir.clone() };
-            not_cached(repos(), &model.commit, hub, Some(&snapshot))
-        }
-    })
+    let snapshot = Snapshot { commit: model.commit.clone(), dir: model.dir.clone() };
+    Err(not_cached(repos(), &model.commit, hub, Some(&snapshot)))
 }
 
 /// The snapshot of `revision` that holds most: a cache may have the repo under its id of today and an older one.
@@ -236,7 +226,7 @@ fn not_cached<'a>(
                 Completeness::Config => "tokenizer.json",
                 Completeness::Tokenizer | Completeness::Weights => match weights_in(dir) {
                     Ok(Weights::ShardsMissing(names)) => &names.join(", "),
-                    _ => files::WEIGHTS,
+                    _ => files::NO_WEIGHTS,
                 },
             };
             format!("snapshot {commit} has no {file}")
@@ -258,24 +248,6 @@ fn not_cached<'a>(
         }
     };
     LocateError::NotCached { wanted: Wanted::new(repo, revision, hub), missing, elsewhere }
-}
-
-/// A repo as the first arguments of Python's `from_pretrained`.
-fn python_source(repo: &RepoId, revision: &str) -> String {
-    if revision == DEFAULT_REVISION {
-        format!("'{repo}'")
-    } else {
-        format!("'{repo}', revision='{revision}'")
-    }
-}
-
-fn pickled(place: &str, python_source: &str, name: &ModelName, found: String) -> LocateError {
-    let directory = format!("{name}-safetensors");
-    let command = format!(
-        "python3 -c \"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; \
-         [c.from_pretrained({python_source}).save_pretrained('{directory}') for c in (M, T)]\""
-    );
-    LocateError::PickledWeights { place: place.to_owned(), found, command, directory }
 }
 
 fn no_weights(place: &str, file: &str) -> LocateError {

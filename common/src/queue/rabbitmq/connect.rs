@@ -12,7 +12,10 @@ use super::{
     error::{Attempt, BrokerError, connecting},
     topology::Names,
 };
-use crate::settings::{BrokerUrl, Queue, Secret};
+use crate::{
+    model::reference::ModelName,
+    settings::{BrokerUrl, Queue, Secret},
+};
 
 /// Seconds without a sign of life after which a connection counts as dead. Compute owns its own thread, so
 /// heartbeats are never late.
@@ -119,6 +122,11 @@ impl Broker {
     pub(super) fn login(&self) -> Option<(&str, Secret)> {
         let user = &self.nodes.first()?.uri.authority.userinfo;
         Some((&user.username, Secret::new(user.password.clone())))
+    }
+
+    /// What must be there for `models`, as definitions to import.
+    pub fn definitions(&self, models: &[ModelName]) -> serde_json::Value {
+        self.names.definitions(models, self.vhost())
     }
 
     /// The virtual host.

@@ -7,10 +7,13 @@
 
 use std::{
     collections::BTreeSet,
+    future::Future,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -22,7 +25,7 @@ use lapin::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    task::JoinHandle,
+    task::{JoinError, JoinHandle, JoinSet},
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -30,19 +33,19 @@ use super::{
     Broker,
     error::{BrokerError, during},
     link::{Link, Purpose},
-    look,
-    message::{self as job_message, Envelope, Try},
-    publisher::{Message, Publisher},
-    registry, topology,
+    look::{self, Waiting},
+    message::{self as job_message, Envelope},
+    moving::Mover,
+    registry,
+    successor::{Original, successors},
+    topology,
 };
 use crate::{
-    job::{Failure, FailureKind, Job},
+    job::Failure,
     model::reference::ModelName,
     queue::{Consume, Delivery, Settled, Settlement},
 };
 
-/// How long the broker may take to confirm what failed before the original is given back instead.
-const FAILED_PATIENCE: Duration = Duration::from_secs(30);
 /// How often an idle consumer looks at its queues, unless it is to leave sooner.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long a broker may take to end its deliveries.
@@ -66,6 +69,8 @@ pub enum Wanted {
 pub struct Leave {
     /// After so long with nothing in hand and every queue empty; never, where none.
     pub idle: Option<Duration>,
+    /// But not while jobs are in a wait of at most so long; where none, whatever waits.
+    pub retries: Option<Duration>,
 }
 
 /// How a consumer takes jobs.
@@ -84,9 +89,7 @@ pub struct ConsumeOptions {
 pub struct Tag {
     link: u64,
     acker: Acker,
-    envelope: Envelope,
-    routing_key: String,
-    body: Vec<u8>,
+    original: Original,
 }
 
 /// What the task gives: a delivery, or the end of all; or an error that ends everything.
@@ -94,6 +97,7 @@ type Given = Result<Option<Delivery<Tag>>, BrokerError>;
 
 enum Command {
     Settle { tag: Box<Tag>, settlement: Settlement, reply: oneshot::Sender<Settled> },
+    Waiting { reply: oneshot::Sender<Option<Vec<Waiting>>> },
     Stop { reply: oneshot::Sender<()> },
 }
 
@@ -120,7 +124,8 @@ impl Consumer {
             opening: None,
             serial: Arc::clone(&serial),
             taking: None,
-            failed: Publisher::later(broker),
+            mover: Mover::new(broker),
+            moves: JoinSet::new(),
             give,
             in_hand: 0,
             idle_since: Instant::now(),
@@ -131,6 +136,13 @@ impl Consumer {
         Ok(Consumer { deliveries, commands, link: serial, task: tokio::spawn(task.run(heard)) })
     }
 
+    /// What waits for another try now; none where the broker cannot be asked.
+    pub async fn waiting(&self) -> Option<Vec<Waiting>> {
+        let (reply, waiting) = oneshot::channel();
+        let _ = self.commands.send(Command::Waiting { reply });
+        waiting.await.ok().flatten()
+    }
+
     /// Says goodbye to the broker, so that everything settled has arrived when this returns.
     pub async fn close(self) {
         drop(self.commands);
@@ -138,9 +150,23 @@ impl Consumer {
     }
 }
 
+/// Ends when a settlement is over.
+#[derive(Debug)]
+pub struct Settling(oneshot::Receiver<Settled>);
+
+impl Future for Settling {
+    type Output = Result<Settled, BrokerError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        // A task that has ended has lost its link.
+        Pin::new(&mut self.0).poll(context).map(|settled| Ok(settled.unwrap_or(Settled::Lost)))
+    }
+}
+
 impl Consume for Consumer {
     type Tag = Tag;
     type Error = BrokerError;
+    type Settling = Settling;
 
     async fn next(&mut self) -> Result<Option<Delivery<Tag>>, BrokerError> {
         loop {
@@ -152,19 +178,17 @@ impl Consume for Consumer {
             match given? {
                 // Its link broke while it waited here: it comes again.
                 Some(delivery) if delivery.tag.link != self.link.load(Ordering::Acquire) => {
-                    self.settle(delivery.tag, Settlement::HandBack).await?;
+                    drop(self.settle(delivery.tag, Settlement::HandBack));
                 }
                 delivery => return Ok(delivery),
             }
         }
     }
 
-    async fn settle(&mut self, tag: Tag, settlement: Settlement) -> Result<Settled, BrokerError> {
+    fn settle(&mut self, tag: Tag, settlement: Settlement) -> Settling {
         let (reply, settled) = oneshot::channel();
-        let settle = Command::Settle { tag: Box::new(tag), settlement, reply };
-        // A task that has ended has lost its link.
-        let _ = self.commands.send(settle);
-        Ok(settled.await.unwrap_or(Settled::Lost))
+        let _ = self.commands.send(Command::Settle { tag: Box::new(tag), settlement, reply });
+        Settling(settled)
     }
 
     async fn stop(&mut self) {
@@ -174,7 +198,7 @@ impl Consume for Consumer {
         self.deliveries.close();
         while let Ok(delivery) = self.deliveries.try_recv() {
             if let Ok(Some(delivery)) = delivery {
-                let _ = self.settle(delivery.tag, Settlement::HandBack).await;
+                drop(self.settle(delivery.tag, Settlement::HandBack));
             }
         }
     }
@@ -195,8 +219,11 @@ struct Task {
     /// Numbers the links.
     serial: Arc<AtomicU64>,
     taking: Option<Taking>,
-    failed: Publisher,
+    mover: Mover,
+    /// Failed jobs that are being moved; their deliveries stand until they have arrived.
+    moves: JoinSet<Moved>,
     give: mpsc::UnboundedSender<Given>,
+    /// Deliveries given out and not settled yet.
     in_hand: usize,
     idle_since: Instant,
     /// The models known, in the order they are visited.
@@ -205,12 +232,21 @@ struct Task {
     stopping: bool,
 }
 
+/// A failed job that was moved, or could not be.
+struct Moved {
+    tag: Tag,
+    /// Of the one who settled it; nobody did with a message that is no job.
+    reply: Option<oneshot::Sender<Settled>>,
+    put: Result<(), BrokerError>,
+}
+
 /// What the task's loop does next.
 enum Turn {
     Delivery(Box<message::Delivery>),
     Fault(String),
     Opened(Result<Link, BrokerError>),
     Command(Option<Command>),
+    Moved(Box<Moved>),
     Look,
 }
 
@@ -227,6 +263,7 @@ impl Task {
             let turn = tokio::select! {
                 biased;
                 command = commands.recv() => Turn::Command(command),
+                Some(moved) = self.moves.join_next() => Turn::Moved(Box::new(arrived(moved))),
                 link = opened(self.opening.as_mut()) => Turn::Opened(link),
                 delivery = next_of(self.taking.as_mut()), if !self.stopping => match delivery {
                     Some(Ok(delivery)) => Turn::Delivery(Box::new(delivery)),
@@ -248,14 +285,21 @@ impl Task {
                     self.fail(error);
                 }
                 Turn::Command(Some(Command::Settle { tag, settlement, reply })) => {
-                    let settled = self.settle(*tag, settlement).await;
                     self.in_hand = self.in_hand.saturating_sub(1);
-                    self.idle_since = Instant::now();
-                    let _ = reply.send(settled);
+                    self.settle(*tag, settlement, Some(reply)).await;
+                }
+                Turn::Moved(moved) => self.moved(*moved).await,
+                Turn::Command(Some(Command::Waiting { reply })) => {
+                    let waiting = match &self.link {
+                        Some(link) => look::waiting(link, &self.broker.names).await.ok(),
+                        None => None,
+                    };
+                    let _ = reply.send(waiting);
                 }
                 Turn::Command(Some(Command::Stop { reply })) => {
                     self.stopping = true;
                     self.opening = None;
+                    self.mover.hurry();
                     self.leave_queue().await;
                     let _ = reply.send(());
                 }
@@ -272,7 +316,11 @@ impl Task {
             }
         }
         self.leave_queue().await;
-        self.failed.close().await;
+        self.mover.hurry();
+        while let Some(moved) = self.moves.join_next().await {
+            self.moved(arrived(moved)).await;
+        }
+        self.mover.close().await;
         if let Some(link) = self.link.take() {
             link.close().await;
         }
@@ -289,7 +337,7 @@ impl Task {
     }
 
     fn can_look(&self) -> bool {
-        !self.stopping && self.link.is_some() && self.in_hand == 0
+        !self.stopping && self.link.is_some() && self.in_hand == 0 && self.moves.is_empty()
     }
 
     /// Sees to it that a link is there or on its way, and with it a queue to take from where one is known.
@@ -408,52 +456,72 @@ impl Task {
     async fn receive(&mut self, delivery: message::Delivery) {
         let tag = Tag {
             link: self.serial.load(Ordering::Relaxed),
-            envelope: Envelope::read(&delivery.properties),
-            routing_key: delivery.routing_key.to_string(),
             acker: delivery.acker,
-            body: delivery.data,
+            original: Original {
+                envelope: Envelope::read(&delivery.properties),
+                routing_key: delivery.routing_key.to_string(),
+                body: delivery.data,
+            },
         };
         self.idle_since = Instant::now();
-        match job_message::parse(&tag.body) {
+        match job_message::parse(&tag.original.body) {
             Ok(job) => {
                 self.in_hand += 1;
-                let attempts = tag.envelope.attempts;
+                let attempt = self.broker.names.attempt(tag.original.envelope.attempts);
                 // A handle that has gone settles nothing: closing the link gives the job back.
-                let _ = self.give.send(Ok(Some(Delivery { job, attempts, tag })));
+                let _ = self.give.send(Ok(Some(Delivery { job, attempt, tag })));
             }
             Err(failure) => {
                 tracing::warn!(
                     "message {:?} from the queue {}: {}",
-                    tag.envelope.id,
-                    tag.routing_key,
+                    tag.original.envelope.id,
+                    tag.original.routing_key,
                     failure.reason
                 );
-                self.settle(tag, Settlement::Failed(vec![failure])).await;
+                self.settle(tag, Settlement::Failed(vec![failure]), None).await;
             }
         }
     }
 
-    async fn settle(&mut self, tag: Tag, settlement: Settlement) -> Settled {
-        if tag.link != self.serial.load(Ordering::Relaxed) || !tag.acker.usable() {
-            return Settled::Lost;
-        }
-        let said = match settlement {
-            Settlement::Done => tag.acker.ack(BasicAckOptions::default()).await,
-            Settlement::HandBack => tag.acker.nack(requeue()).await,
-            Settlement::Failed(failures) => {
-                let messages = after_failures(&self.broker, &tag, failures);
-                match self.failed.send_at_once(messages, FAILED_PATIENCE).await {
-                    Ok(()) => tag.acker.ack(BasicAckOptions::default()).await,
-                    Err(error) => {
-                        // Not on record anywhere else, so it must not leave the queue.
-                        tracing::warn!("{error}; the job goes back to its queue");
-                        let _ = tag.acker.nack(requeue()).await;
-                        return Settled::Lost;
-                    }
-                }
+    /// Whether a delivery came by the link there is now, and can be settled.
+    fn stands(&self, tag: &Tag) -> bool {
+        tag.link == self.serial.load(Ordering::Relaxed) && tag.acker.usable()
+    }
+
+    async fn settle(&mut self, tag: Tag, settlement: Settlement, reply: Option<oneshot::Sender<Settled>>) {
+        self.idle_since = Instant::now();
+        let settled = match settlement {
+            _ if !self.stands(&tag) => Settled::Lost,
+            Settlement::Done => accepted(tag.acker.ack(BasicAckOptions::default()).await),
+            Settlement::HandBack => accepted(tag.acker.nack(requeue()).await),
+            Settlement::Failed(failures) => return self.begin_move(tag, failures, reply),
+        };
+        answer(reply, settled);
+    }
+
+    /// Begins to move a failed job; what comes of it is heard in a later turn of the loop.
+    fn begin_move(&mut self, tag: Tag, failures: Vec<Failure>, reply: Option<oneshot::Sender<Settled>>) {
+        let messages = successors(&self.broker, &tag.original, failures);
+        let mover = self.mover.clone();
+        self.moves.spawn(async move {
+            let put = mover.put(&messages, || tag.acker.usable()).await;
+            Moved { tag, reply, put }
+        });
+    }
+
+    /// A failed job leaves its queue once what takes its place is on record.
+    async fn moved(&mut self, Moved { tag, reply, put }: Moved) {
+        self.idle_since = Instant::now();
+        let settled = match put {
+            _ if !self.stands(&tag) => Settled::Lost,
+            Ok(()) => accepted(tag.acker.ack(BasicAckOptions::default()).await),
+            Err(error) => {
+                tracing::warn!("{error}; the job goes back to its queue");
+                let _ = tag.acker.nack(requeue()).await;
+                Settled::Lost
             }
         };
-        if matches!(said, Ok(true)) { Settled::Accepted } else { Settled::Lost }
+        answer(reply, settled);
     }
 
     fn look_every(&self) -> Duration {
@@ -484,7 +552,31 @@ impl Task {
             self.take_from(model).await?;
             return Ok(false);
         }
+        if let Some(longest) = self.options.leave.retries {
+            let waiting = look::waiting(link, &self.broker.names).await?;
+            if waiting.iter().any(|wait| wait.delay <= longest && wait.jobs > 0) {
+                // They come back to their queues, and between the two nobody sees them for a moment.
+                self.idle_since = Instant::now();
+                return Ok(false);
+            }
+        }
         Ok(self.options.leave.idle.is_some_and(|idle| self.idle_since.elapsed() >= idle))
+    }
+}
+
+fn arrived(moved: Result<Moved, JoinError>) -> Moved {
+    moved.expect("moving a failed job neither panics nor is aborted")
+}
+
+/// Only a yes of the broker's channel is one: what is said of a lost delivery is no error.
+fn accepted(said: lapin::Result<bool>) -> Settled {
+    if matches!(said, Ok(true)) { Settled::Accepted } else { Settled::Lost }
+}
+
+fn answer(reply: Option<oneshot::Sender<Settled>>, settled: Settled) {
+    if let Some(reply) = reply {
+        // Whoever does not wait for the answer is gone.
+        let _ = reply.send(settled);
     }
 }
 
@@ -508,63 +600,4 @@ async fn opened(
 
 fn requeue() -> BasicNackOptions {
     BasicNackOptions { requeue: true, multiple: false }
-}
-
-/// The messages that take the place of a delivery whose prompts failed: those worth another try together, into the
-/// wait that is due; each of the others alone, to the dead letters, so that it can be looked at and sent again alone.
-fn after_failures(broker: &Broker, tag: &Tag, failures: Vec<Failure>) -> Vec<Message> {
-    let mut messages = Vec::new();
-    let mut send = |envelope: &Envelope, body: Vec<u8>, failure: &Failure| {
-        let later = failure.kind == FailureKind::Retryable;
-        let envelope = envelope.clone().tried(Try::now(failure));
-        messages.push(Message::failed(broker, &envelope, &tag.routing_key, body, later));
-    };
-    let whole = failures.iter().find(|failure| failure.hash.is_none());
-    let job = match (whole, job_message::parse(&tag.body)) {
-        (None, Ok(job)) => job,
-        (whole, _) => {
-            if let Some(failure) = whole.or(failures.first()) {
-                send(&tag.envelope, tag.body.clone(), failure);
-            }
-            return messages;
-        }
-    };
-    let (later, never): (Vec<_>, Vec<_>) =
-        failures.into_iter().partition(|failure| failure.kind == FailureKind::Retryable);
-    let mut send_part = |failures: &[Failure]| {
-        let part = only(&job, failures);
-        let envelope = Envelope {
-            attempts: tag.envelope.attempts,
-            history: tag.envelope.history.clone(),
-            ..Envelope::of(&part)
-        };
-        if let Some(failure) = failures.first() {
-            // A part is smaller than the whole, unless a stranger wrote the whole: then it goes as it came.
-            let body = job_message::body(&part).unwrap_or_else(|_| tag.body.clone());
-            send(&envelope, body, failure);
-        }
-    };
-    let last_try = broker.names.retry_after(tag.envelope.attempts + 1).is_none();
-    if last_try {
-        later.iter().for_each(|failure| send_part(std::slice::from_ref(failure)));
-    } else if !later.is_empty() {
-        send_part(&later);
-    }
-    never.iter().for_each(|failure| send_part(std::slice::from_ref(failure)));
-    messages
-}
-
-/// The same job with the failed prompts alone.
-fn only(job: &Job, failures: &[Failure]) -> Job {
-    let failed: BTreeSet<_> = failures.iter().filter_map(|failure| failure.hash.as_ref()).collect();
-    let prompts = job.prompts.iter().filter(|prompt| failed.contains(&prompt.hash)).cloned().collect();
-    Job::new(
-        job.run.clone(),
-        job.model.clone(),
-        job.shape,
-        job.capture.clone(),
-        job.save_path.clone(),
-        job.force,
-        prompts,
-    )
 }

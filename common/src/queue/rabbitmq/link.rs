@@ -22,7 +22,7 @@ use super::{
 };
 
 /// The first wait before a lost broker is tried again, and the longest.
-const WAITS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
+pub(super) const WAITS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(15));
 
 /// What a link is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use super::{
     Broker,
     error::BrokerError,
     link::{Link, Purpose},
-    topology,
+    topology::{self, Names},
 };
 use crate::settings::BrokerUrl;
 
@@ -19,6 +19,29 @@ pub struct Counts {
     pub ready: u64,
     /// Consumers.
     pub consumers: u64,
+}
+
+/// Jobs that wait for another try: any model's, for a wait's queue is one for all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// Where.
+    pub queue: String,
+    /// How long each of them does.
+    pub delay: Duration,
+    /// How many do.
+    pub jobs: u64,
+}
+
+/// What waits for another try, a row a wait that there is, the shortest first as the settings have them.
+pub(super) async fn waiting(link: &Link, names: &Names) -> Result<Vec<Waiting>, BrokerError> {
+    let mut waiting = Vec::new();
+    for &delay in names.delays() {
+        let queue = names.retry(delay);
+        if let Some(Counts { ready: jobs, .. }) = counts(link, &queue).await? {
+            waiting.push(Waiting { queue, delay, jobs });
+        }
+    }
+    Ok(waiting)
 }
 
 /// A queue's counts; none where there is no such queue.
@@ -65,6 +88,11 @@ impl Observer {
     /// A queue's counts; none where there is no such queue.
     pub async fn counts(&self, queue: &str) -> Result<Option<Counts>, BrokerError> {
         counts(&self.link, queue).await
+    }
+
+    /// What waits for another try.
+    pub async fn waiting(&self) -> Result<Vec<Waiting>, BrokerError> {
+        waiting(&self.link, &self.broker.names).await
     }
 
     /// Whether the connection still stands.

@@ -6,6 +6,8 @@
 //! | [`message`] | a job as a message; how often it was tried, and why it failed |
 //! | [`publisher`] | publishing with confirms, a bounded number at once |
 //! | [`consumer`] | taking jobs, settling them, coming back after a lost connection |
+//! | `successor` | what takes the place of a job that failed |
+//! | `moving` | bringing that there, confirmed, while other jobs are settled |
 //! | [`registry`] | what was enqueued |
 //! | [`look`] | how full queues are |
 //! | [`dead`] | what failed for good |
@@ -26,15 +28,17 @@ pub mod error;
 mod link;
 pub mod look;
 pub mod message;
+mod moving;
 pub mod publisher;
 pub mod registry;
+mod successor;
 pub mod topology;
 
 pub use connect::Broker;
 pub use consumer::{ConsumeOptions, Consumer, Leave, Wanted};
 pub use dead::{DeadLetter, Judged, Verdict};
 pub use error::BrokerError;
-pub use look::{Counts, Observer, unacknowledged};
+pub use look::{Counts, Observer, Waiting, unacknowledged};
 pub use message::{Envelope, MESSAGE_BYTES, Try};
 pub use publisher::{Confirmed, Publisher};
 pub use registry::RunEntry;

@@ -105,21 +105,14 @@ impl std::fmt::Debug for Publisher {
 impl Publisher {
     /// Connects, and sees to it that the namespace is there.
     pub async fn connect(broker: &Broker) -> Result<Publisher, BrokerError> {
-        let mut publisher = Publisher::later(broker);
-        publisher.link = Some(Link::open(broker, Purpose::Publish).await?);
-        Ok(publisher)
-    }
-
-    /// A publisher that connects when it is first used.
-    pub(super) fn later(broker: &Broker) -> Publisher {
-        Publisher {
+        Ok(Publisher {
             broker: broker.clone(),
-            link: None,
+            link: Some(Link::open(broker, Purpose::Publish).await?),
             window: VecDeque::new(),
             bytes: 0,
             declared: HashSet::new(),
             confirmed: Vec::new(),
-        }
+        })
     }
 
     /// Sees to it that a model's queue is there.
@@ -166,40 +159,6 @@ impl Publisher {
             self.confirm_oldest().await?;
         }
         Ok(())
-    }
-
-    /// Sends `messages` and waits for their confirms, once and at most so long: on any failure none of them can be
-    /// relied on, and none is sent again.
-    pub(super) async fn send_at_once(
-        &mut self,
-        messages: Vec<Message>,
-        patience: Duration,
-    ) -> Result<(), BrokerError> {
-        let broker = self.broker.clone();
-        let send = async {
-            if !self.link.as_ref().is_some_and(Link::is_alive) {
-                self.link = Some(Link::open(&broker, Purpose::Publish).await?);
-            }
-            let link = self.link.as_ref().expect("just opened");
-            let mut confirms = Vec::new();
-            for message in &messages {
-                confirms.push((message, publish(link, message).await?));
-            }
-            for (message, confirm) in confirms {
-                let answer = confirm.await.map_err(|error| during(&message.what, &error))?;
-                taken(answer, message)?;
-            }
-            Ok(())
-        };
-        let sent = tokio::time::timeout(patience, send).await.unwrap_or_else(|_| {
-            let reason = format!("no confirm within {}", humantime::format_duration(patience));
-            Err(BrokerError::Lost { what: "publish what failed".to_owned(), reason })
-        });
-        if sent.is_err() {
-            // A confirm that comes after all would be taken for another message's.
-            self.link = None;
-        }
-        sent
     }
 
     /// Says goodbye; everything must be confirmed before.
@@ -289,7 +248,7 @@ impl Publisher {
 }
 
 /// Sends one message, as persistent as its properties say, and mandatory: without a queue it comes back.
-async fn publish(link: &Link, message: &Message) -> Result<PublisherConfirm, BrokerError> {
+pub(super) async fn publish(link: &Link, message: &Message) -> Result<PublisherConfirm, BrokerError> {
     let options = BasicPublishOptions { mandatory: true, ..Default::default() };
     let begin = Instant::now();
     let sent = link
@@ -307,7 +266,7 @@ async fn publish(link: &Link, message: &Message) -> Result<PublisherConfirm, Bro
 }
 
 /// An answer that the message was taken, or why it was not.
-fn taken(answer: Confirmation, message: &Message) -> Result<(), BrokerError> {
+pub(super) fn taken(answer: Confirmation, message: &Message) -> Result<(), BrokerError> {
     let not_taken = |reason: String| BrokerError::NotTaken { what: message.what.clone(), reason };
     match answer {
         Confirmation::Ack(None) => Ok(()),

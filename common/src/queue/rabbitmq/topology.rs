@@ -25,9 +25,10 @@ use lapin::{
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
+use serde_json::{Map, Value, json};
 
 use super::error::{BrokerError, during};
-use crate::{model::reference::ModelName, settings::Queue};
+use crate::{model::reference::ModelName, queue::Attempt, settings::Queue};
 
 /// Deliveries after which a job counts as one that kills its workers. A worker that is told to leave gives back
 /// without having begun, and before RabbitMQ 4.3 that counts, too: so not fewer.
@@ -120,6 +121,14 @@ impl Names {
         Some(self.retry(*delay))
     }
 
+    /// Which try the next one is after so many.
+    pub(super) fn attempt(&self, attempts: u32) -> Attempt {
+        let number = attempts.saturating_add(1);
+        let of = u32::try_from(self.delays.len()).unwrap_or(u32::MAX).saturating_add(1);
+        // A job may come from a time in which the settings had more waits.
+        Attempt { number, of: of.max(number) }
+    }
+
     /// Everything that must exist for `models`, in words for an administrator: one line each.
     pub fn describe(&self, models: &[ModelName]) -> Vec<String> {
         let exchange = |(name, kind): &(String, ExchangeKind)| {
@@ -137,6 +146,39 @@ impl Names {
         let models = models.iter().map(|model| self.model_queue(model));
         let queues: Vec<_> = self.shared_queues().into_iter().chain(models).collect();
         self.exchanges().iter().map(exchange).chain(queues.iter().map(queue)).collect()
+    }
+
+    /// The same as definitions in JSON, as `rabbitmqctl import_definitions` and the management API take them.
+    pub fn definitions(&self, models: &[ModelName], vhost: &str) -> Value {
+        let exchange = |(name, kind): (String, ExchangeKind)| {
+            let kind = format!("{kind:?}").to_lowercase();
+            json!({
+                "vhost": vhost, "name": name, "type": kind,
+                "durable": true, "auto_delete": false, "internal": false, "arguments": {},
+            })
+        };
+        let models = models.iter().map(|model| self.model_queue(model));
+        let queues: Vec<_> = self.shared_queues().into_iter().chain(models).collect();
+        let queue = |plan: &QueuePlan| {
+            let arguments: Map<_, _> =
+                plan.arguments.iter().map(|(key, value)| ((*key).to_owned(), value.json())).collect();
+            json!({
+                "vhost": vhost, "name": plan.name,
+                "durable": true, "auto_delete": false, "arguments": arguments,
+            })
+        };
+        let binding = |plan: &QueuePlan| {
+            let (exchange, key) = plan.bound.as_ref()?;
+            Some(json!({
+                "vhost": vhost, "source": exchange, "destination": plan.name,
+                "destination_type": "queue", "routing_key": key, "arguments": {},
+            }))
+        };
+        json!({
+            "exchanges": self.exchanges().into_iter().map(exchange).collect::<Vec<_>>(),
+            "queues": queues.iter().map(queue).collect::<Vec<_>>(),
+            "bindings": queues.iter().filter_map(binding).collect::<Vec<_>>(),
+        })
     }
 
     fn exchanges(&self) -> Vec<(String, ExchangeKind)> {
@@ -223,6 +265,15 @@ impl From<String> for Argument {
 impl From<i64> for Argument {
     fn from(number: i64) -> Self {
         Argument::Number(number)
+    }
+}
+
+impl Argument {
+    fn json(&self) -> Value {
+        match self {
+            Argument::Text(text) => json!(text),
+            Argument::Number(number) => json!(number),
+        }
     }
 }
 
@@ -338,6 +389,11 @@ mod tests {
         assert_eq!(names.retry_after(1).unwrap(), "lenspool.retry.30s");
         assert_eq!(names.retry_after(3).unwrap(), "lenspool.retry.30m");
         assert_eq!((names.retry_after(0), names.retry_after(4)), (None, None));
+        assert_eq!(
+            (names.attempt(1).to_string().as_str(), names.attempt(1).is_last()),
+            ("try 2 of 4", false)
+        );
+        assert!(names.attempt(3).is_last() && names.attempt(9).is_last());
         settings.retry_delays = vec![Span::seconds(90)];
         assert_eq!(Names::new(&settings).unwrap().retry_after(1).unwrap(), "lenspool.retry.1m30s");
 

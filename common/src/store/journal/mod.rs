@@ -18,7 +18,7 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use progress::Progress;
+pub use progress::{Failed, Progress};
 pub use reader::JournalReader;
 
 use super::{
@@ -69,6 +69,9 @@ pub enum Event {
         job: JobId,
         /// What and why.
         failure: Failure,
+        /// Whether nobody tries it again, whatever kind of failure it is.
+        #[serde(default)]
+        last: bool,
     },
     /// A job is over: every prompt of it is committed or failed.
     Finished {

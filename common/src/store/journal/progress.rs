@@ -10,11 +10,21 @@ use crate::{
     prompt::PromptHash,
 };
 
+/// The last failure of a prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failed {
+    /// What and why.
+    pub failure: Failure,
+    /// Whether nobody tries it again.
+    pub last: bool,
+    at: Timestamp,
+}
+
 /// The sum of journal lines.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
     committed: HashSet<PromptHash>,
-    failed: HashMap<PromptHash, Failure>,
+    failed: HashMap<PromptHash, Failed>,
     finished: HashSet<JobId>,
     /// Bytes of arrays written, those written again included.
     pub bytes: u64,
@@ -23,8 +33,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Adds a line. The order in which the lines of different writers come does not matter, but for
-    /// prompts that failed first and were committed later: committed wins.
+    /// Adds a line. The order in which the lines of different writers come does not matter: committed wins over
+    /// failed, and of two failures the later one counts, by the writers' clocks.
     pub fn take(&mut self, line: Line) {
         self.span = Some(match self.span {
             None => (line.at, line.at),
@@ -37,9 +47,12 @@ impl Progress {
                 self.commit(hash);
             }
             Event::Cached { hash } => self.commit(hash),
-            Event::Failed { failure, .. } => {
-                if let Some(hash) = failure.hash.clone().filter(|hash| !self.committed.contains(hash)) {
-                    self.failed.insert(hash, failure);
+            Event::Failed { failure, last, .. } => {
+                let hash = failure.hash.clone().filter(|hash| !self.committed.contains(hash));
+                if let Some(hash) = hash
+                    && self.failed.get(&hash).is_none_or(|before| before.at <= line.at)
+                {
+                    self.failed.insert(hash, Failed { failure, last, at: line.at });
                 }
             }
             Event::Finished { job, .. } => {
@@ -64,7 +77,7 @@ impl Progress {
     }
 
     /// The prompts that failed and were not committed since, each with its last failure.
-    pub fn failed(&self) -> impl ExactSizeIterator<Item = &Failure> {
+    pub fn failed(&self) -> impl ExactSizeIterator<Item = &Failed> {
         self.failed.values()
     }
 

@@ -42,7 +42,7 @@ fn failed(text: &str) -> Event {
         kind: FailureKind::Permanent,
         reason: "too\nlong".to_owned(),
     };
-    Event::Failed { job: JobId("j".to_owned()), failure }
+    Event::Failed { job: JobId("j".to_owned()), failure, last: false }
 }
 
 fn progress(model: &ModelLayout, run: Option<&RunId>) -> Progress {
@@ -130,7 +130,7 @@ fn prompts_count_once_and_a_failure_is_forgotten_when_another_try_succeeds() {
     }
     assert_eq!((progress.committed(), progress.finished(), progress.bytes), (1, 1, 20));
     assert_eq!(
-        progress.failed().map(|failure| failure.hash.clone()).collect::<Vec<_>>(),
+        progress.failed().map(|failed| failed.failure.hash.clone()).collect::<Vec<_>>(),
         [Some(PromptHash::of("b"))]
     );
     assert!(progress.is_finished(&JobId("j".to_owned())));

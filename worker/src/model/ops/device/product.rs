@@ -55,17 +55,13 @@ fn exact(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
     out
 }
 
-/// Kernels without tensor cores. The first is what is taken where nothing else works: slow, and right for any shape.
+/// Kernels without tensor cores. Where none can be measured, as when memory runs out meanwhile, the first is taken and
+/// kept; so the one that does any shape, slowly, comes last.
 fn candidates() -> TunableSet<MatmulAutotuneKey, Operands, ()> {
     let units = TuneGroup::<MatmulAutotuneKey>::new("unit", |_| 1);
     let mut set = TunableSet::new(key, |_: &MatmulAutotuneKey, (lhs, rhs, out): &Operands| {
         (lhs.clone(), rhs.clone(), out.copy())
     });
-    set = set.with(candidate(Strategy::Naive).group(&units, |key| match key.analysis.scale_global {
-        MatmulGlobalScale::Small => 1,
-        // Trying it would take longer than the work.
-        _ => 0,
-    }));
     for tile_size in [TileSizeSelection::MaxTileSize, TileSizeSelection::MinTileSize] {
         let simple = SimpleUnitSelectionArgs { tile_size };
         let double = DoubleUnitSelectionArgs { tile_size };
@@ -76,7 +72,11 @@ fn candidates() -> TunableSet<MatmulAutotuneKey, Operands, ()> {
             set = set.with(candidate(strategy).group(&units, |_| 1));
         }
     }
-    set
+    set.with(candidate(Strategy::Naive).group(&units, |key| match key.analysis.scale_global {
+        MatmulGlobalScale::Small => 1,
+        // Trying it would take longer than the work.
+        _ => 0,
+    }))
 }
 
 fn candidate(strategy: Strategy) -> Tunable<MatmulAutotuneKey, Operands, ()> {
