@@ -13,7 +13,10 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::model::device::{DeviceChoice, UnknownDevice, cuda_devices};
+use crate::{
+    model::device::{DeviceChoice, UnknownDevice, cuda_devices},
+    signals,
+};
 
 /// The flag by which a worker knows that it is one of several, and whose.
 pub const MEMBER_FLAG: &str = "--member-of";
@@ -53,6 +56,7 @@ fn named_in(asked: &[String], device: DeviceChoice) -> bool {
 
 /// Makes a worker that is one of several end when the command that started it is gone.
 pub fn join(parent: u32) {
+    signals::one_of_several();
     // The signal asks for an orderly end; it costs nothing where the parent passes its own on before.
     let asked = set_parent_process_death_signal(Some(Signal::TERM));
     let parent = i32::try_from(parent).ok().and_then(Pid::from_raw);

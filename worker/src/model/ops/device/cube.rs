@@ -16,6 +16,42 @@ use super::{PatternOps, RowRule, product};
 /// Threads that share a row of scores; a power of two.
 const UNITS: usize = 128;
 
+/// The largest of what the units of a cube have put into `shared`, which may be written again afterwards.
+#[cube]
+fn largest(shared: &mut Shared<[f32]>, unit: usize) -> f32 {
+    sync_cube();
+    let mut half = CUBE_DIM as usize / 2;
+    while half > 0 {
+        if unit < half {
+            let other = shared[unit + half];
+            shared[unit] = max(shared[unit], other);
+        }
+        sync_cube();
+        half /= 2;
+    }
+    let top = shared[0];
+    sync_cube();
+    top
+}
+
+/// The sum of what the units of a cube have put into `shared`, which may be written again afterwards.
+#[cube]
+fn sum(shared: &mut Shared<[f32]>, unit: usize) -> f32 {
+    sync_cube();
+    let mut half = CUBE_DIM as usize / 2;
+    while half > 0 {
+        if unit < half {
+            let other = shared[unit + half];
+            shared[unit] += other;
+        }
+        sync_cube();
+        half /= 2;
+    }
+    let total = shared[0];
+    sync_cube();
+    total
+}
+
 /// A row of products to a row of the pattern: one cube a row.
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(clippy::too_many_arguments)]
@@ -38,12 +74,10 @@ fn masked_softmax_kernel(
         terminate!();
     }
     let unit = UNIT_POS as usize;
+    let units = CUBE_DIM as usize;
     let query = row % seq;
     let start = row * seq;
-    let mut slope = f32::new(0.0);
-    if sloped {
-        slope = slopes[(row / seq) % heads];
-    }
+    // Keys before this one lie outside the window.
     let mut first = 0usize;
     if windowed {
         if query >= window {
@@ -52,67 +86,47 @@ fn masked_softmax_kernel(
     }
 
     let mut shared = Shared::<[f32]>::new_slice(UNITS);
-    let mut top = f32::min_value();
-    let mut key = first + unit;
-    while key <= query {
-        let mut score = products[start + key] * scale;
+    let mut own_top = f32::min_value();
+    let mut scored = first + unit;
+    while scored <= query {
+        let mut score = products[start + scored] * scale;
         if capped {
             score = (score / cap).tanh() * cap;
         }
         if sloped {
-            score -= slope * f32::cast_from(query - key);
+            score -= slopes[(row / seq) % heads] * f32::cast_from(query - scored);
         }
-        pattern[start + key] = score;
-        top = max(top, score);
-        key += UNITS;
+        pattern[start + scored] = score;
+        own_top = max(own_top, score);
+        scored += units;
     }
-    shared[unit] = top;
-    sync_cube();
-    let mut half = UNITS / 2;
-    while half > 0 {
-        if unit < half {
-            shared[unit] = max(shared[unit], shared[unit + half]);
-        }
-        sync_cube();
-        half /= 2;
-    }
-    let top = shared[0];
-    // Everybody has read it before it is written again.
-    sync_cube();
+    shared[unit] = own_top;
+    let top = largest(&mut shared, unit);
 
-    let mut sum = f32::new(0.0);
-    let mut key = first + unit;
-    while key <= query {
-        let power = (pattern[start + key] - top).exp();
-        pattern[start + key] = power;
-        sum += power;
-        key += UNITS;
+    let mut own_sum = f32::new(0.0);
+    let mut raised = first + unit;
+    while raised <= query {
+        let power = (pattern[start + raised] - top).exp();
+        pattern[start + raised] = power;
+        own_sum += power;
+        raised += units;
     }
-    shared[unit] = sum;
-    sync_cube();
-    let mut half = UNITS / 2;
-    while half > 0 {
-        if unit < half {
-            let other = shared[unit + half];
-            shared[unit] += other;
-        }
-        sync_cube();
-        half /= 2;
-    }
-    let sum = shared[0];
+    shared[unit] = own_sum;
+    let total = sum(&mut shared, unit);
 
     // Each unit divides what it wrote itself.
-    let mut key = first + unit;
-    while key <= query {
-        pattern[start + key] /= sum;
-        key += UNITS;
+    let mut divided = first + unit;
+    while divided <= query {
+        let power = pattern[start + divided];
+        pattern[start + divided] = power / total;
+        divided += units;
     }
-    let mut key = unit;
-    while key < seq {
-        if key < first || key > query {
-            pattern[start + key] = f32::new(0.0);
+    let mut hidden = unit;
+    while hidden < seq {
+        if hidden < first || hidden > query {
+            pattern[start + hidden] = f32::new(0.0);
         }
-        key += UNITS;
+        hidden += units;
     }
 }
 

@@ -6,10 +6,7 @@
 
 use burn::{
     backend::cubecl::dtype_to_storage_type,
-    cubecl::{
-        self as cubecl,
-        tune::{LocalTuner, Tunable, TunableSet, TuneGroup, local_tuner},
-    },
+    cubecl::tune::{LocalTuner, Tunable, TunableSet, TuneGroup, local_tuner},
     tensor::DType,
 };
 use burn_cubecl::{
