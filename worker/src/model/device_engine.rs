@@ -84,7 +84,8 @@ impl Engine for DeviceEngine {
         let open = self.readback.begin(sink);
         let longest = batch.prompts.iter().map(Vec::len).max().unwrap_or(0);
         let possible = self.footprint.check(batch.prompts.len(), longest);
-        let result = possible.and_then(|()| launch(&mut self.model, &batch, layers, &mut |halves| open.take(halves)));
+        let result =
+            possible.and_then(|()| launch(&mut self.model, &batch, layers, &mut |halves| open.take(halves)));
         open.end(result);
     }
 
