@@ -97,7 +97,17 @@ pub fn start_log(log: Option<&settings::Log>, talk: Talk) {
 
 /// The kernel's high-water mark of this process's resident memory, in bytes.
 pub fn peak_memory() -> Option<u64> {
+    process_status("VmHWM:")
+}
+
+/// This process's resident memory now, in bytes.
+pub fn resident_memory() -> Option<u64> {
+    process_status("VmRSS:")
+}
+
+/// Bytes that the kernel says of this process under `name`.
+fn process_status(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }

@@ -412,3 +412,32 @@ fn numpy_and_pattern_lens_read_the_files() {
     command.arg(repository().join("tests/python/readback.py")).arg(dir.path()).arg(MODEL);
     end(command).expect(0);
 }
+
+#[test]
+fn a_soak_tells_memory_after_every_tenth() {
+    let mut command = binary("worker");
+    command.args([
+        "bench",
+        "soak",
+        "--batches",
+        "12",
+        "--batch-size",
+        "3",
+        "--device",
+        "cpu",
+        "--json",
+        "-m",
+    ]);
+    command.arg(fixture(MODEL));
+    let report = end(command).expect(0).json();
+    let tenths = report["tenths"].as_array().unwrap();
+    assert_eq!((tenths.len(), &tenths[9]["batches"], &report["prompts"]), (10, &json!(12), &json!(36)));
+    let memory = |at: usize| tenths[at]["host_bytes"].as_i64().unwrap();
+    assert_eq!(report["host_growth_bytes"].as_i64(), Some(memory(9) - memory(1)), "{report:#}");
+    assert_eq!((&report["device_growth_bytes"], &report["device_total_bytes"]), (&Value::Null, &Value::Null));
+    assert!(report["batches_per_s"].as_f64().unwrap() > 0.0);
+
+    let mut command = binary("worker");
+    command.args(["bench", "soak", "--batches", "9", "--device", "cpu", "-m"]).arg(fixture(MODEL));
+    end(command).expect(2).says("9 is not in 10..");
+}

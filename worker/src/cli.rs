@@ -1,9 +1,9 @@
 //! The command line. Flags are optional here: what is not given comes from the settings (environment,
 //! file, defaults), so a flag's default is written down in one place, `common::settings`.
 
-use std::path::PathBuf;
+use std::{num::NonZeroUsize, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, value_parser};
 use common::{
     flags::{HubFlags, IntakeFlags, QueueFlags},
     settings::Flags,
@@ -177,6 +177,30 @@ pub enum Bench {
         /// Sequence lengths
         #[arg(long, value_delimiter = ',', default_value = "32,128,512")]
         n: Vec<usize>,
+        /// Prompts in a batch [default: as many as make 1024 tokens]
+        #[arg(long, short = 'b')]
+        batch_size: Option<NonZeroUsize>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Whether memory grows over many batches of mixed length
+    Soak {
+        /// The model, as `run --model` takes it
+        #[arg(long, short = 'm')]
+        model: String,
+        /// Where to compute [default: auto]
+        #[arg(long)]
+        device: Option<String>,
+        /// Batches in all; memory is looked at after every tenth of them
+        #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = value_parser!(u64).range(10..))]
+        batches: u64,
+        /// Prompts in a batch
+        #[arg(long, short = 'b', value_name = "N", default_value = "8")]
+        batch_size: NonZeroUsize,
+        /// Which lengths and token ids
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        seed: u64,
         /// Print JSON
         #[arg(long)]
         json: bool,

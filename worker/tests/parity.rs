@@ -28,8 +28,10 @@ struct GoldenPrompt {
     input_ids: Vec<u32>,
 }
 
+/// The repository's, or where `LENSPOOL_TEST_FIXTURES` says: this may run on another machine than it was built on.
 fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures")
+    std::env::var_os("LENSPOOL_TEST_FIXTURES")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures"), PathBuf::from)
 }
 
 /// Fixture names, those whose name contains `LENSPOOL_FIXTURE` where it is set.

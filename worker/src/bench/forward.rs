@@ -1,29 +1,18 @@
 //! How fast a model's forward pass runs, by sequence length, without encoding or disk.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, num::NonZeroUsize};
 
-use common::{
-    capture::Numerics,
-    model::{
-        family,
-        locate::{fetch_weights, locate_config},
-        reference::ModelRef,
-    },
-    settings::{Run, Settings},
-};
+use common::settings::Settings;
 use serde::Serialize;
 
 use super::{
     Report,
-    timing::{fastest, mb_per_s, timed},
+    opened::Opened,
+    timing::{fastest, mb_per_s},
 };
-use crate::{
-    engine::{EngineError, Layout, TokenBatch, run_to_end},
-    model::{self, device::DeviceChoice},
-    run::ComputeOptions,
-};
+use crate::engine::{EngineError, Layout, TokenBatch, run_to_end};
 
-/// Tokens of a batch: enough that its size decides nothing.
+/// Tokens of a batch where nobody says how many prompts: enough that its size decides nothing.
 const TOKENS: usize = 1024;
 
 #[derive(Debug, Serialize)]
@@ -50,30 +39,15 @@ pub(super) fn measure(
     name: &str,
     device: Option<&str>,
     lengths: &[usize],
+    batch_size: Option<NonZeroUsize>,
     settings: &Settings,
 ) -> Result<ForwardReport, String> {
-    fn say(error: impl std::fmt::Display) -> String {
-        error.to_string()
-    }
-    ComputeOptions::parse(settings).map_err(say)?.prepare();
-    let Run { compute_dtype, matmul_precision, .. } = settings.run;
-    let numerics = Numerics { compute_dtype, matmul_precision };
-    let choice: DeviceChoice = device.unwrap_or(&settings.run.device).parse().map_err(say)?;
-    let hub = settings.hub.options();
-    let reference = ModelRef::parse(name, settings.hub.revision.as_deref()).map_err(say)?;
-    let located = locate_config(&reference, &hub, &mut |_| {}).map_err(say)?;
-    let spec = family::read_spec(&located.dir.join("config.json")).map_err(say)?;
-    let files = fetch_weights(&located, &hub, &mut |_| {}).map_err(say)?;
-    let dir = files.first().and_then(|file| file.parent()).unwrap_or(&located.dir);
-    let (engine, load) = timed(|| model::load(dir, &spec, choice, numerics, spec.n_layers() - 1));
-    let mut engine = engine.map_err(say)?;
-    let load_seconds = load.as_secs_f64();
-
+    let Opened { name, spec, device, mut engine, load } = Opened::open(name, device, settings)?;
     let layers: Vec<usize> = (0..spec.n_layers()).collect();
     let mut measured = Vec::new();
     for &n in lengths {
         let n = n.clamp(1, spec.n_ctx);
-        let batch = TOKENS.div_ceil(n);
+        let batch = batch_size.map_or_else(|| TOKENS.div_ceil(n), NonZeroUsize::get);
         let ids = |p: usize| (0..n).map(|i| ((p * 7919 + i * 104_729) % spec.d_vocab) as u32).collect();
         let tokens = TokenBatch { prompts: (0..batch).map(ids).collect() };
         let bytes = (layers.len() * batch * Layout::Square.len(spec.n_heads, n) * size_of::<f32>()) as u64;
@@ -96,8 +70,8 @@ pub(super) fn measure(
             warm_up_seconds: warm_up.as_secs_f64(),
         });
     }
-    let device = format!("{:?}", choice.resolve()).to_lowercase();
-    Ok(ForwardReport { model: located.name.to_string(), device, load_seconds, lengths: measured })
+    let (device, load_seconds) = (device.to_string(), load.as_secs_f64());
+    Ok(ForwardReport { model: name, device, load_seconds, lengths: measured })
 }
 
 impl Report for ForwardReport {

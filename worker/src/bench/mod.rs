@@ -1,10 +1,12 @@
 //! `worker bench`: what this machine is worth, stage by stage, before a campaign.
 //!
-//! Each bench repeats its work for about two seconds and reports the fastest pass: noise of other
+//! Each bench but the soak repeats its work for about two seconds and reports the fastest pass: noise of other
 //! processes only ever adds.
 
 mod encode;
 mod forward;
+mod opened;
+mod soak;
 mod store;
 mod timing;
 
@@ -26,8 +28,12 @@ pub fn run(bench: &Bench, settings: &Settings) -> Exit {
     let (told, json) = match bench {
         Bench::Encode { files, json } => (encode::measure(files).map(boxed), *json),
         Bench::Store { dir, files, json } => (store::measure(dir, files).map(boxed), *json),
-        Bench::Forward { model, device, n, json } => {
-            (forward::measure(model, device.as_deref(), n, settings).map(boxed), *json)
+        Bench::Forward { model, device, n, batch_size, json } => {
+            (forward::measure(model, device.as_deref(), n, *batch_size, settings).map(boxed), *json)
+        }
+        Bench::Soak { model, device, batches, batch_size, seed, json } => {
+            let plan = soak::Plan { batches: *batches, batch_size: *batch_size, seed: *seed };
+            (soak::measure(model, device.as_deref(), plan, settings).map(boxed), *json)
         }
     };
     match told {

@@ -20,6 +20,15 @@ pub enum DeviceChoice {
     Wgpu,
 }
 
+/// A device's memory as it is now, whoever uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Bytes in use.
+    pub used: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
 /// A `--device` that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no such device: {0:?}; give cpu, cuda, cuda:N, wgpu or auto")]
@@ -123,6 +132,12 @@ impl DeviceChoice {
         }
     }
 
+    /// The device's memory as it is now, where that can be known.
+    pub fn memory(self) -> Option<DeviceMemory> {
+        let Room { total, free, .. } = self.room()?;
+        Some(DeviceMemory { used: total.saturating_sub(free), total })
+    }
+
     /// burn's device.
     pub(super) fn open(self) -> Result<Device, DeviceError> {
         match self.resolve() {
@@ -132,7 +147,7 @@ impl DeviceChoice {
         }
     }
 
-    /// The device's memory as it is now, where that can be known.
+    /// What the device is called and how much memory it has free, where that can be known.
     pub(super) fn room(self) -> Option<Room> {
         match self.resolve() {
             DeviceChoice::Auto | DeviceChoice::Cpu | DeviceChoice::Wgpu => None,

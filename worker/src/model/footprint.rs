@@ -108,15 +108,13 @@ impl Footprint {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use common::model::family::read_spec;
 
     use super::*;
+    use crate::model::tests::fixture;
 
     fn footprint(free: u64) -> Footprint {
-        let config =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models/gpt2-tiny/config.json");
+        let config = fixture("gpt2-tiny").join("config.json");
         let room = Room { name: "a card".to_owned(), total: 1 << 34, free };
         Footprint::new(&read_spec(&config).expect("a fixture"), Some(room))
     }

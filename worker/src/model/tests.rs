@@ -7,8 +7,12 @@ use common::{capture::MatmulPrecision, model::family::read_spec};
 use super::*;
 use crate::engine::{EngineError, Pattern, PatternSink, SinkClosed, TokenBatch, run_to_end};
 
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/models").join(name)
+/// A checkpoint of the repository, or of where `LENSPOOL_TEST_FIXTURES` says: this may run on another machine than it
+/// was built on.
+pub(super) fn fixture(name: &str) -> PathBuf {
+    let fixtures = std::env::var_os("LENSPOOL_TEST_FIXTURES")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures"), PathBuf::from);
+    fixtures.join("models").join(name)
 }
 
 fn fixtures() -> Vec<String> {

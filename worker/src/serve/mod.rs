@@ -35,7 +35,7 @@ mod compute;
 mod encoding;
 mod hand;
 mod part;
-mod split;
+pub(crate) mod split;
 
 pub use commit::{Admission, Commit, CommitError, Hold, Part};
 pub use compute::{Models, OpenError, OpenModel, Scope};

@@ -3,7 +3,7 @@
 /// Cuts `indices` (longest first) into runs whose padded patterns fit `limit` bytes
 /// (`n_patterns * run * longest * longest * 4`) and which `fits` says the device has room for, given how many prompts
 /// and the longest one's tokens. A prompt that does not fit alone goes alone.
-pub(super) fn split(
+pub(crate) fn split(
     indices: &[usize],
     n: impl Fn(&usize) -> usize,
     n_patterns: usize,
