@@ -58,15 +58,18 @@ impl Engine for FakeEngine {
     }
 }
 
+/// What an engine is given.
+type Given = (TokenBatch, Vec<usize>, Box<dyn PatternSink>);
+
 /// The same on a thread of its own, as a GPU works beside the thread that feeds it.
 struct LateEngine {
-    batches: Option<mpsc::SyncSender<(TokenBatch, Vec<usize>, Box<dyn PatternSink>)>>,
+    batches: Option<mpsc::SyncSender<Given>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl LateEngine {
     fn new(mut engine: FakeEngine) -> Self {
-        let (batches, taken) = mpsc::sync_channel::<(TokenBatch, Vec<usize>, Box<dyn PatternSink>)>(1);
+        let (batches, taken) = mpsc::sync_channel::<Given>(1);
         let thread = std::thread::spawn(move || {
             for (batch, layers, sink) in taken {
                 engine.forward(batch, &layers, sink);

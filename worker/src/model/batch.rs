@@ -79,7 +79,7 @@ fn unpadded(lengths: &[usize], max_rows: usize, is_long: impl Fn(usize) -> bool)
 pub(super) fn bucket(n: usize, n_ctx: usize) -> usize {
     let octave = n.next_power_of_two().max(32);
     let between = octave / 4 * 3;
-    let padded = if n <= between && between % 32 == 0 { between } else { octave };
+    let padded = if n <= between && between.is_multiple_of(32) { between } else { octave };
     padded.min(n_ctx).max(n)
 }
 

@@ -40,7 +40,7 @@ pub(super) struct Span {
 
 enum Message {
     Begin { sink: Box<dyn PatternSink>, failed: Arc<AtomicBool> },
-    Layer(Halves),
+    Layer(Box<Halves>),
     End(Result<(), EngineError>),
 }
 
@@ -88,7 +88,9 @@ impl Open<'_> {
     /// Hands a layer over, waiting while too many do. An error means that the batch has failed: its cause is told at
     /// its end.
     pub(super) fn take(&self, halves: Halves) -> Result<(), EngineError> {
-        if self.failed.load(Ordering::Relaxed) || self.messages.send(Message::Layer(halves)).is_err() {
+        if self.failed.load(Ordering::Relaxed)
+            || self.messages.send(Message::Layer(Box::new(halves))).is_err()
+        {
             return Err(EngineError::Stopped);
         }
         Ok(())
@@ -130,7 +132,7 @@ impl Reader {
                     *current = Some(Batch { sink, failed, result: Ok(()) });
                 }
                 (Message::Layer(halves), Some(batch)) if batch.result.is_ok() => {
-                    batch.result = read(halves, &mut *batch.sink, &self.card);
+                    batch.result = read(*halves, &mut *batch.sink, &self.card);
                     if let Err(error) = &batch.result {
                         batch.failed.store(true, Ordering::Relaxed);
                         if matches!(error, EngineError::OutOfMemory(_)) {
