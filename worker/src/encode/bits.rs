@@ -97,6 +97,13 @@ pub(crate) struct Cursor {
 }
 
 impl Cursor {
+    /// The same, in a place of its own.
+    #[inline(always)]
+    pub(crate) fn copied(self) -> Self {
+        let Cursor { at, acc, held } = self;
+        Cursor { at, acc, held }
+    }
+
     /// Appends `len` bits, at most 56; the bits above `len` must be zero.
     ///
     /// # Safety

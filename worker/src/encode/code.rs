@@ -6,7 +6,7 @@ use super::header;
 use super::huffman::{canonical_codes, code_lengths};
 use super::runs::Distance;
 use super::tables::{
-    DISTANCE_SYMBOLS, END_OF_BLOCK, LENGTH_CODES, LITLEN_SYMBOLS, LONGEST_MATCH, LengthCode,
+    DISTANCE_SYMBOLS, DistanceCode, END_OF_BLOCK, LENGTH_CODES, LITLEN_SYMBOLS, LONGEST_MATCH, LengthCode,
 };
 
 /// The longest code of a literal or length: four of them and seven bits left over fit into 64 bits.
@@ -49,30 +49,42 @@ impl BlockCode {
         header::write(bits, &self.litlen_lengths, &self.distance_lengths);
     }
 
-    /// The code of a literal, and its length.
-    pub(crate) fn literal(&self, byte: usize) -> (u16, u8) {
-        (self.litlen_codes[byte], self.litlen_lengths[byte])
+    /// The code of a literal, and how many bits it has.
+    #[inline(always)]
+    pub(crate) fn literal(&self, byte: u8) -> (u64, u32) {
+        self.litlen(byte.into())
+    }
+
+    #[inline(always)]
+    fn litlen(&self, symbol: usize) -> (u64, u32) {
+        (self.litlen_codes[symbol].into(), self.litlen_lengths[symbol].into())
     }
 
     /// What ends the block.
     pub(crate) fn end_of_block(&self) -> (u64, u32) {
-        (self.litlen_codes[END_OF_BLOCK].into(), self.litlen_lengths[END_OF_BLOCK].into())
+        self.litlen(END_OF_BLOCK)
+    }
+
+    /// The code and the extra bits of a match's length, each with how many bits it has.
+    #[inline(always)]
+    pub(crate) fn length(&self, length: u32) -> [(u64, u32); 2] {
+        let LengthCode { symbol, extra, extra_bits } = LENGTH_CODES[length as usize];
+        [self.litlen(symbol.into()), (extra.into(), extra_bits.into())]
+    }
+
+    /// The code and the extra bits of a match's distance, each with how many bits it has.
+    #[inline(always)]
+    pub(crate) fn distance(&self, distance: Distance) -> [(u64, u32); 2] {
+        let DistanceCode { symbol, extra, extra_bits } = distance.code();
+        let (code, len) = (self.distance_codes[symbol as usize], self.distance_lengths[symbol as usize]);
+        [(code.into(), len.into()), (extra.into(), extra_bits.into())]
     }
 
     /// How a match is written, and in how many bits.
     #[inline(always)]
     pub(crate) fn match_bits(&self, length: u32, distance: Distance) -> (u64, u32) {
-        let LengthCode { symbol, extra, extra_bits } = LENGTH_CODES[length as usize];
-        let distance = distance.code();
-        let mut bits = u64::from(self.litlen_codes[symbol as usize]);
-        let mut len = u32::from(self.litlen_lengths[symbol as usize]);
-        bits |= u64::from(extra) << len;
-        len += u32::from(extra_bits);
-        bits |= u64::from(self.distance_codes[distance.symbol as usize]) << len;
-        len += u32::from(self.distance_lengths[distance.symbol as usize]);
-        bits |= u64::from(distance.extra) << len;
-        len += u32::from(distance.extra_bits);
-        (bits, len)
+        let fields = self.length(length).into_iter().chain(self.distance(distance));
+        fields.fold((0, 0), |(bits, len), (more, more_len)| (bits | more << len, len + more_len))
     }
 
     /// How the longest match is written.

@@ -46,15 +46,7 @@ impl Frequencies {
             frequencies.add_literals::<V>(&literals, tally);
         }
         frequencies.count_matches(steps);
-        // The literals that begin a run of equal bytes.
-        let mut at = 0;
-        for step in steps.iter().filter(|step| step.matched > 0) {
-            at += step.literals as usize;
-            if step.distance == Distance::BYTE {
-                frequencies.litlen[bytes[at - 1] as usize] += 1.0;
-            }
-            at += step.matched as usize;
-        }
+        frequencies.count_heads(bytes, steps);
         frequencies
     }
 
@@ -79,20 +71,55 @@ impl Frequencies {
         tally.add_to::<V>(literals, sums);
     }
 
+    /// Adds the literals that begin a run of equal bytes.
+    #[inline(always)]
+    fn count_heads(&mut self, bytes: &[u8], steps: &[Step]) {
+        // Nearly all are the same: they are counted in a register.
+        let (mut byte, mut count, mut at) = (0, 0, 0);
+        for step in steps {
+            at += step.literals as usize;
+            if step.matched > 0 && step.distance == Distance::BYTE {
+                let head = bytes[at - 1];
+                if head != byte {
+                    self.litlen[byte as usize] += count as f32;
+                    (byte, count) = (head, 0);
+                }
+                count += 1;
+            }
+            at += step.matched as usize;
+        }
+        self.litlen[byte as usize] += count as f32;
+    }
+
     #[inline(always)]
     fn count_matches(&mut self, steps: &[Step]) {
+        // Lengths differ from one match to the next, distances hardly.
+        let mut lengths = [0u32; LITLEN_SYMBOLS - END_OF_BLOCK];
+        let mut longest_matches = 0;
+        let (mut last, mut matches) = (Distance::BYTE, 0);
         for step in steps.iter().filter(|step| step.matched > 0) {
+            if step.distance != last {
+                self.add_matches(last, matches);
+                (last, matches) = (step.distance, 0);
+            }
             let (longest, rest) = cut_match(step.matched);
-            self.litlen[285] += longest as f32;
-            let mut matches = longest;
+            longest_matches += longest;
+            matches += longest;
             for length in rest.into_iter().filter(|&length| length > 0) {
-                self.litlen[LENGTH_CODES[length as usize].symbol as usize] += 1.0;
+                lengths[LENGTH_CODES[length as usize].symbol as usize - END_OF_BLOCK] += 1;
                 matches += 1;
             }
-            let distance = step.distance.code();
-            self.distances[distance.symbol as usize] += matches as f32;
-            self.extra += f32::from(distance.extra_bits) * matches as f32;
         }
+        self.add_matches(last, matches);
+        lengths[LITLEN_SYMBOLS - END_OF_BLOCK - 1] += longest_matches;
+        self.litlen[END_OF_BLOCK..].iter_mut().zip(lengths).for_each(|(sum, count)| *sum += count as f32);
+    }
+
+    #[inline(always)]
+    fn add_matches(&mut self, distance: Distance, matches: u32) {
+        let code = distance.code();
+        self.distances[code.symbol as usize] += matches as f32;
+        self.extra += f32::from(code.extra_bits) * matches as f32;
     }
 
     /// Those of two blocks in one.

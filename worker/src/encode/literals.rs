@@ -104,9 +104,7 @@ impl Tally {
             literals.groups::<V>(glance, |bytes| count_low::<V>(bytes, &mut self.low));
         }
         let noise = large && self.low[..V::SIZE / 2].iter().all(|place| signal(place) < NOISE);
-        // Half of each value takes half the time.
-        let sample = if noise { 2 * SAMPLE } else { SAMPLE };
-        self.count::<V>(literals, (literals.len / sample).max(1), noise);
+        self.count::<V>(literals, (literals.len / SAMPLE).max(1), noise);
         self.every > 1
     }
 

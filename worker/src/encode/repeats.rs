@@ -51,8 +51,9 @@ pub(crate) fn find<V: Value>(chunk: &[u8], segment: Range<usize>, n: usize, step
     let mut found = Repeats::Nothing;
     for end in (segment.start + head..=segment.end).step_by(head) {
         let mut lowest_bytes = [0u16; 256];
-        let (mut sampled, mut last) = (0, None);
+        let (mut sampled, mut written, mut last) = (0, 0, None);
         while let Some(literals) = literals.next_if(|literals| literals.start < end) {
+            written += literals.len();
             if literals.len() >= V::SIZE {
                 lowest_bytes[chunk[literals.start] as usize] += 1;
                 sampled += 1;
@@ -61,9 +62,10 @@ pub(crate) fn find<V: Value>(chunk: &[u8], segment: Range<usize>, n: usize, step
                 last = Some(literals.start..literals.end.min(end));
             }
         }
-        // As no softmax output has: all rounded, or one-hot but for few. A very sharp head is neither.
+        // As no softmax output has: all rounded, or one-hot but for few. A very sharp head is neither: what has more
+        // than a value or two a row comes out no shorter by a search.
         let most = lowest_bytes.into_iter().max().map_or(0, usize::from);
-        let few = sampled <= 2 * head.div_ceil(n * V::SIZE);
+        let few = written <= 2 * V::SIZE * head.div_ceil(n * V::SIZE);
         if 8 * most >= 7 * sampled || few && 4 * most >= sampled {
             return Repeats::Values;
         } else if is_head_before::<V>(chunk, end, n) || is_like_above::<V>(chunk, end - head..end, n) {

@@ -116,19 +116,8 @@ fn common(chunk: &[u8], before: usize, here: Range<usize>) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::runs::spell;
     use super::*;
-
-    /// What a decoder of steps would give.
-    fn spell(bytes: &[u8], steps: &[Step]) -> Vec<u8> {
-        let mut out = Vec::new();
-        for step in steps {
-            out.extend_from_slice(&bytes[out.len()..out.len() + step.literals as usize]);
-            for _ in 0..step.matched {
-                out.push(out[out.len() - step.distance.bytes()]);
-            }
-        }
-        out
-    }
 
     fn steps_of(values: &[u32], n: usize) -> Vec<Step> {
         let bytes: &[u8] = bytemuck::cast_slice(values);

@@ -156,22 +156,22 @@ fn run_length<V: Value>(values: &[V]) -> usize {
     at + values[at..].iter().take_while(|&&value| value == first).count()
 }
 
+/// What a decoder of steps would give.
+#[cfg(test)]
+pub(crate) fn spell(bytes: &[u8], steps: &[Step]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for step in steps {
+        out.extend_from_slice(&bytes[out.len()..out.len() + step.literals as usize]);
+        for _ in 0..step.matched {
+            out.push(out[out.len() - step.distance.bytes()]);
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// What a decoder of steps would give.
-    fn spell(bytes: &[u8], steps: &[Step]) -> Vec<u8> {
-        let mut out = Vec::new();
-        for step in steps {
-            out.extend_from_slice(&bytes[out.len()..out.len() + step.literals as usize]);
-            let distance = step.distance.bytes();
-            for _ in 0..step.matched {
-                out.push(out[out.len() - distance]);
-            }
-        }
-        out
-    }
 
     fn steps_of(values: &[u32]) -> Vec<Step> {
         let mut steps = Vec::new();

@@ -95,10 +95,11 @@ impl Literals {
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
     fn new(code: &BlockCode) -> Self {
         let (mut low, mut high, mut gap) = ([0u8; 256], [0u8; 256], [0u8; 256]);
-        for byte in 0..256 {
+        for byte in 0..=255 {
             let (bits, len) = code.literal(byte);
-            [low[byte], high[byte]] = bits.to_le_bytes();
-            gap[byte] = 16 - len;
+            let byte = byte as usize;
+            [low[byte], high[byte], ..] = bits.to_le_bytes();
+            gap[byte] = 16 - len as u8;
         }
         Literals { low: table(&low), high: table(&high), gap: table(&gap) }
     }
@@ -290,8 +291,8 @@ pub(super) unsafe fn write(bytes: &[u8], steps: &[Step], code: &BlockCode, mut c
 #[inline(always)]
 unsafe fn write_slowly(bytes: &[u8], code: &BlockCode, cursor: &mut Cursor) {
     for &byte in bytes {
-        let (bits, len) = code.literal(byte.into());
+        let (bits, len) = code.literal(byte);
         // SAFETY: the caller's promise.
-        unsafe { cursor.put(bits.into(), len.into()) };
+        unsafe { cursor.put(bits, len) };
     }
 }

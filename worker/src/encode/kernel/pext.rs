@@ -9,7 +9,8 @@ use super::super::bits::Cursor;
 use super::super::code::BlockCode;
 use super::super::frequencies::Frequencies;
 use super::super::literals::Tally;
-use super::super::runs::{self, Step, Value};
+use super::super::runs::{self, Distance, Step, Value};
+use super::super::tables::{LONGEST_MATCH, SHORTEST_MATCH};
 use super::write_match;
 
 /// Whether this processor has the instructions, and is quick with `pext`.
@@ -54,11 +55,13 @@ struct Literals([[u64; 256]; 2]);
 impl Literals {
     #[inline(always)]
     fn new(code: &BlockCode) -> Self {
-        let first: [u64; 256] = std::array::from_fn(|byte| {
+        let mut literals = Literals([[0; 256]; 2]);
+        for byte in 0..=255 {
             let (bits, len) = code.literal(byte);
-            u64::from(bits) | ((1 << len) - 1) << 32
-        });
-        Literals([first, first.map(|literal| literal << 16)])
+            let literal = bits | ((1 << len) - 1) << 32;
+            (literals.0[0][byte as usize], literals.0[1][byte as usize]) = (literal, literal << 16);
+        }
+        literals
     }
 
     /// The codes of two literals, 16 bits each, and above them their masks.
@@ -71,26 +74,46 @@ impl Literals {
 /// # Safety
 /// The steps cover `bytes`; the cursor has room for the longest codes.
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-pub(super) unsafe fn write(bytes: &[u8], steps: &[Step], code: &BlockCode, mut cursor: Cursor) -> Cursor {
+pub(super) unsafe fn write(bytes: &[u8], steps: &[Step], code: &BlockCode, cursor: Cursor) -> Cursor {
     const LOW: u64 = u32::MAX as u64;
     let table = Literals::new(code);
+    // The argument is in the caller's memory. A copy stays in registers from one step to the next.
+    let mut cursor = cursor.copied();
     let mut rest = bytes;
     for step in steps {
         let (literals, after) = rest.split_at(step.literals as usize);
         let (words, last) = literals.as_chunks::<4>();
         // SAFETY: the caller's promise.
         unsafe {
-            for &[a, b, c, d] in words {
+            let mut put = |&[a, b, c, d]: &[u8; 4]| {
                 let (low, high) = (table.pair(a, b), table.pair(c, d));
                 let mask = low >> 32 | high & !LOW;
                 cursor.put(_pext_u64(low & LOW | high << 32, mask), mask.count_ones());
+            };
+            let (twos, one) = words.as_chunks::<2>();
+            for [first, second] in twos {
+                put(first);
+                put(second);
             }
-            for &byte in last {
-                let literal = table.pair(byte, byte);
-                let mask = literal >> 32 & 0xffff;
-                cursor.put(literal & mask, mask.count_ones());
+            one.iter().for_each(put);
+            match *last {
+                // So nearly every row of a short prompt ends.
+                [only]
+                    if (SHORTEST_MATCH..=LONGEST_MATCH).contains(&step.matched)
+                        && step.distance == Distance::BYTE =>
+                {
+                    let (literal, len) = code.literal(only);
+                    let (repeat, repeat_len) = code.match_bits(step.matched, Distance::BYTE);
+                    cursor.put(literal | repeat << len, len + repeat_len);
+                }
+                _ => {
+                    for &byte in last {
+                        let (bits, len) = code.literal(byte);
+                        cursor.put(bits, len);
+                    }
+                    write_match(step, code, &mut cursor);
+                }
             }
-            write_match(step, code, &mut cursor);
         }
         rest = &after[step.matched as usize..];
     }

@@ -12,8 +12,8 @@ pub(super) unsafe fn write(bytes: &[u8], steps: &[Step], code: &BlockCode, mut c
     // The code above bit 8, its length below: a shift by the whole entry shifts by the length, as
     // the processor takes shift counts modulo 64 and lengths are below that.
     let table: [u32; 256] = std::array::from_fn(|byte| {
-        let (bits, len) = code.literal(byte);
-        u32::from(bits) << 8 | u32::from(len)
+        let (bits, len) = code.literal(byte as u8);
+        (bits as u32) << 8 | len
     });
     let entry = |byte: u8| u64::from(table[byte as usize]);
     let mut rest = bytes;
