@@ -3,7 +3,7 @@
 use super::bits::BitWriter;
 use super::frequencies::Frequencies;
 use super::header;
-use super::huffman::{canonical_codes, code_lengths};
+use super::prefix_code::{canonical_codes, code_lengths};
 use super::runs::Distance;
 use super::tables::{
     DISTANCE_SYMBOLS, DistanceCode, END_OF_BLOCK, LENGTH_CODES, LITLEN_SYMBOLS, LONGEST_MATCH, LengthCode,

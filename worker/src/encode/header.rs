@@ -1,7 +1,7 @@
 //! The head of a dynamic block: both codes' lengths, run-length coded and Huffman coded (RFC 1951, 3.2.7).
 
 use super::bits::BitWriter;
-use super::huffman::{canonical_codes, code_lengths};
+use super::prefix_code::{canonical_codes, code_lengths};
 use super::tables::{DISTANCE_SYMBOLS, LITLEN_SYMBOLS};
 
 /// The order in which the code length code's own lengths are sent.

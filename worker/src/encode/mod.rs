@@ -8,7 +8,7 @@
 //!
 //! # What is written
 //! Deflate (RFC 1951) with only the repeats there are: the value before, again (`runs`). Everything else is
-//! a literal in a Huffman code made for its block ([`blocks`], [`code`], [`huffman`]); the loop that looks
+//! a literal in a Huffman code made for its block ([`blocks`], [`code`], [`prefix_code`]); the loop that looks
 //! codes up and packs them is all that touches every byte ([`kernel`]).
 //!
 //! Some data repeat more, and a few values of each head tell ([`repeats`]). Where rows repeat rows above (equal
@@ -41,10 +41,10 @@ mod fixed;
 mod frequencies;
 mod general;
 mod header;
-mod huffman;
 mod kernel;
 mod literals;
 mod pattern;
+mod prefix_code;
 mod repeats;
 mod rows;
 mod runs;
