@@ -23,7 +23,9 @@ pub struct Selection {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SelectionError {
     /// Not a list of layers.
-    #[error("{0:?} is no list of layers: write numbers and ranges from 0, separated by commas, as in 0,3-5")]
+    #[error(
+        "--layers: {0:?} is no list of layers: write numbers and ranges from 0, separated by commas, as in 0,3-5"
+    )]
     List(String),
     /// A layer past the model's last.
     #[error("layer {layer} was asked for, but {model} has layers 0 to {last}")]

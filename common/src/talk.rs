@@ -28,6 +28,9 @@ impl Write for BesideBars {
     }
 }
 
+/// The log target of progress: told also where a command else is brief, for a log that nobody watches has no bar.
+pub const PROGRESS: &str = "progress";
+
 /// Where progress goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
@@ -80,7 +83,9 @@ pub fn start_log(log: Option<&settings::Log>, talk: Talk) {
     let filter = if talk == Talk::Quiet {
         "error".to_owned()
     } else if told && asked == settings::Log::default().filter {
-        format!("{asked},worker=info,dispatcher=info,common=info")
+        format!("{asked},{PROGRESS}=info,worker=info,dispatcher=info,common=info")
+    } else if asked == settings::Log::default().filter {
+        format!("{asked},{PROGRESS}=info")
     } else {
         asked.to_owned()
     };

@@ -185,13 +185,14 @@ fn a_bad_line_is_named_and_costs_only_itself() {
 fn mistakes_are_told_in_one_sentence_and_exit_78() {
     let dir = TempDir::new().unwrap();
     let prompts = prompt_file(&dir, 1);
-    let cases: [(&[&str], &str); 12] = [
+    let cases: [(&[&str], &str); 13] = [
         (&["--layers", "0-99"], "layer 99 was asked for, but gpt2-tiny has layers 0 to"),
-        (&["--layers", "first"], "\"first\" is no list of layers"),
+        (&["--layers", "first"], "--layers: \"first\" is no list of layers"),
         (&["--names-filter", "hook_resid"], "lenspool captures attention patterns only"),
         (&["--names-filter", "("], "--names-filter is no regular expression"),
         (&["--stacked-heads", "--layers", "0"], "cannot be combined"),
         (&["--batch-size", "0"], "flag --batch-size sets run.batch_size to what it cannot be"),
+        (&["--batch-size", "0"], "expected a whole number from 1 on"),
         (&["--batch-memory", "much"], "flag --batch-memory sets run.batch_memory to what it cannot be"),
         (&["--dtype", "float8"], "\"float8\" is none of float32, float16"),
         (&["--compress", "zlib:12"], "zlib:12"),
@@ -260,6 +261,23 @@ fn a_directory_of_another_model_is_not_mixed_with() {
         .expect(78)
         .says("holds patterns of another model")
         .says("commit is");
+}
+
+#[test]
+fn a_device_that_is_not_there_leaves_the_directory_to_others() {
+    let dir = TempDir::new().unwrap();
+    let (prompts, save) = (prompt_file(&dir, 2), dir.path().join("data"));
+    let mut command = worker_run(&fixture(MODEL), &prompts, &save);
+    // On a GPU machine there is no such card either.
+    command.args(["--device", "cuda:99", "--compute-dtype", "bf16"]);
+    end(command).expect(78).says("--device cuda:99");
+    end(worker_run(&fixture(MODEL), &prompts, &save)).expect(0);
+}
+
+#[test]
+fn a_shuffle_tells_the_seed_that_repeats_it() {
+    let dir = TempDir::new().unwrap();
+    run_raw(&dir.path().join("data"), &["--shuffle"]).expect(0).says("shuffled with --seed ");
 }
 
 #[test]

@@ -112,6 +112,11 @@ impl ModelRef {
         if let Some(directory) = Directory::find(text)? {
             return directory.into_ref(revision);
         }
+        if Path::new(text).is_dir() {
+            tracing::warn!(
+                "{text}: the directory of that name holds no config.json; looking for it on the hub"
+            );
+        }
         let (id, own) = match text.rsplit_once('@') {
             Some((id, own)) => (id, Some(own)),
             None => (text, None),

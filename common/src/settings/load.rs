@@ -306,11 +306,22 @@ fn bad_value(error: ConfigError, origins: &BTreeMap<String, Origin>) -> Settings
         ConfigError::At { key, error, .. } => (key, error.to_string()),
         other => (None, other.to_string()),
     };
+    let reason = in_words(reason);
     let key = key.unwrap_or_default();
     // Of an array's element the setting itself is to blame.
     let key = key.split('[').next().unwrap_or_default().to_owned();
     let origin = origins.get(&key).cloned().unwrap_or(Origin::Default);
     SettingsError::BadValue { origin, key, reason }
+}
+
+/// A reader's reason, where it names types, in a user's words.
+fn in_words(reason: String) -> String {
+    const WORDS: [(&str, &str); 3] = [
+        ("expected parsable string", "expected a size, as in 512MiB or 2GB"),
+        ("expected a nonzero usize", "expected a whole number from 1 on"),
+        ("expected a nonzero u16", "expected a whole number from 1 to 65535"),
+    ];
+    WORDS.iter().fold(reason, |reason, (types, words)| reason.replace(types, words))
 }
 
 impl Loaded {

@@ -38,7 +38,7 @@ use common::{
         JournalReader, ModelLayout, Op, Progress, Store, StoreError,
         runs::{self, RunCard},
     },
-    talk::{View, add_bar, say},
+    talk::{PROGRESS, View, add_bar, say},
 };
 use file::Expected;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -304,7 +304,7 @@ impl Progressing {
         let due = self.view == View::Log && now >= before + LOG_EVERY.as_secs();
         if due && self.logged.compare_exchange(before, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
             let (done, all) = (self.bar.position(), self.bar.length().unwrap_or(0));
-            tracing::info!("{}: {done} of {all} prompts read", self.model);
+            tracing::info!(target: PROGRESS, "{}: {done} of {all} prompts read", self.model);
         }
     }
 }

@@ -138,6 +138,11 @@ impl DeviceChoice {
         Some(DeviceMemory { used: total.saturating_sub(free), total })
     }
 
+    /// Whether there is such a device, and this build can use it.
+    pub fn check(self) -> Result<(), DeviceError> {
+        self.open().map(drop)
+    }
+
     /// burn's device.
     pub(super) fn open(self) -> Result<Device, DeviceError> {
         match self.resolve() {

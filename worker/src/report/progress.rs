@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
-use common::talk::{View, add_bar};
+use common::talk::{PROGRESS, View, add_bar};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::tally::{Tally, rate};
@@ -57,7 +57,8 @@ impl Progress {
             View::Bar => self.bar.set_message(status()),
             View::Log if self.logged.elapsed() >= LOG_EVERY => {
                 self.logged = Instant::now();
-                tracing::info!("{}: {} of {} prompts, {}", self.model, tally.ended(), self.total, status());
+                let (model, done, total) = (&self.model, tally.ended(), self.total);
+                tracing::info!(target: PROGRESS, "{model}: {done} of {total} prompts, {}", status());
             }
             View::Log | View::Quiet => {}
         }

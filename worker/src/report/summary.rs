@@ -89,12 +89,17 @@ impl RunSummary {
     /// The summary as text for a person.
     pub fn text(&self) -> String {
         let mut out = String::new();
+        // Errors were told as they came. Between several models they are looked for here again.
+        let alone = self.models.len() == 1;
         for model in &self.models {
-            model.write(&mut out);
+            model.write(&mut out, alone);
         }
         if self.bad_lines > 0 {
             let _ =
                 writeln!(out, "{} bad lines in the prompt file were left out (listed above)", self.bad_lines);
+        }
+        if let (Some(seed), false) = (self.seed, self.interrupted) {
+            let _ = writeln!(out, "shuffled with --seed {seed}");
         }
         if self.interrupted {
             out.push_str("stopped before the end: the same command goes on where it stopped");
@@ -129,9 +134,11 @@ impl ModelSummary {
         }
     }
 
-    fn write(&self, out: &mut String) {
+    fn write(&self, out: &mut String, alone: bool) {
         if let (Some(error), "") = (&self.error, self.source.as_str()) {
-            let _ = writeln!(out, "{}: not run: {error}", self.model);
+            if !alone {
+                let _ = writeln!(out, "{}: not run: {error}", self.model);
+            }
             return;
         }
         let t = &self.tally;
@@ -191,7 +198,7 @@ impl ModelSummary {
                 t.failed - FAILURES_SHOWN
             );
         }
-        if let Some(error) = &self.error {
+        if let (Some(error), false) = (&self.error, alone) {
             let _ = writeln!(out, "  stopped: {error}");
         }
         let _ = writeln!(out, "  files: {}", self.directory.display());

@@ -27,7 +27,10 @@ use common::{
 use super::{ComputeOptions, Options, Run};
 use crate::{
     data_directory::DataDirectory,
-    model::{self, device::DeviceChoice},
+    model::{
+        self,
+        device::{DeviceChoice, DeviceError},
+    },
     report::{progress::Progress, summary::ModelSummary, tally::Tally},
     serve::{self, Event, Models, OpenError, OpenModel, Scope, ServeError},
 };
@@ -51,6 +54,8 @@ pub enum ModelError {
     Serve(#[from] ServeError),
     #[error(transparent)]
     Spool(#[from] SpoolError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 impl ModelError {
@@ -70,7 +75,7 @@ impl ModelError {
             | ModelError::Store(error)
             | ModelError::Place(PlaceError::Store(error)) => by_kind(error.kind()),
             ModelError::Intake(IntakeError::Spool(_)) | ModelError::Spool(_) => Exit::Transient,
-            ModelError::Intake(_) => Exit::Configuration,
+            ModelError::Intake(_) | ModelError::Device(_) => Exit::Configuration,
             ModelError::Serve(ServeError::Storage { .. } | ServeError::Device { .. }) => Exit::Transient,
             ModelError::Serve(ServeError::Queue(_)) => Exit::Bug,
             ModelError::Serve(ServeError::Model(error)) => by_kind(error.kind),
@@ -95,6 +100,10 @@ pub(super) fn run(
     let planned =
         Arc::new(known.plan(&request, prompts, &HashSet::new(), run.options.intake.spool(), |_| {})?);
     let prepared = begin.elapsed();
+    if planned.todo() > 0 {
+        // Before the directory says what its patterns are computed with: another device may have to do.
+        run.options.compute.device.check()?;
+    }
     files.begin(&request, &known, run.options.compute.device.torch_name())?;
 
     let mut tally = Tally::default();
