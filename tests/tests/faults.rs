@@ -221,17 +221,22 @@ fn a_full_disk_stops_workers_and_costs_nothing() {
     site.assert_done(&prompts);
 }
 
-#[test]
-fn what_comes_twice_is_done_once() {
-    let site = Site::new("twice");
-    let prompts = site.prompts(40);
-    site.enqueued(&prompts);
+/// Enqueues `prompts`, each job twice, the copies side by side.
+fn enqueue_twice(site: &Site, prompts: &Path) {
+    site.enqueued(prompts);
     for message in broker::drain(&site.url, &site.queue()) {
         for _ in 0..2 {
             let exchange = format!("{}.jobs", site.namespace);
             publish_raw(&site.url, &exchange, MODEL, &message.body, FieldTable::default());
         }
     }
+}
+
+#[test]
+fn what_comes_twice_is_done_once() {
+    let site = Site::new("twice");
+    let prompts = site.prompts(40);
+    enqueue_twice(&site, &prompts);
     // One at a time: otherwise both copies may be in hand before either is committed.
     let done = end(site.consume(&[&UNTIL_EMPTY[..], &["--prefetch", "1"]].concat())).expect(0).json();
     assert_eq!((&done["done"], &done["cached"]), (&40.into(), &40.into()), "{done:#}");
@@ -243,13 +248,7 @@ fn what_comes_twice_is_done_once() {
 fn both_copies_of_a_job_in_hand_at_once_end_as_one() {
     let site = Site::new("both");
     let prompts = site.prompts(40);
-    site.enqueued(&prompts);
-    for message in broker::drain(&site.url, &site.queue()) {
-        for _ in 0..2 {
-            let exchange = format!("{}.jobs", site.namespace);
-            publish_raw(&site.url, &exchange, MODEL, &message.body, FieldTable::default());
-        }
-    }
+    enqueue_twice(&site, &prompts);
     // The copies lie side by side, and a worker looks at what is committed when it takes a job in hand.
     let done = end(site.consume(&[&UNTIL_EMPTY[..], &["--prefetch", "4"]].concat())).expect(0).json();
     let count = |key: &str| done[key].as_u64().unwrap();

@@ -10,10 +10,11 @@ use crossbeam_channel::Sender;
 use tokio::sync::mpsc;
 
 use super::{
-    Control, Event, Note,
+    Event, Note,
     budget::ByteBudget,
     compute::Work,
     encoding::{RawPattern, Slot},
+    pipeline::Control,
 };
 use crate::engine::{EngineError, Pattern, PatternSink, SinkClosed};
 
