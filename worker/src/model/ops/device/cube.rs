@@ -163,6 +163,12 @@ fn address_type(values: usize) -> AddressType {
     if values < u32::MAX as usize { AddressType::U32 } else { AddressType::U64 }
 }
 
+/// The values of `tensor` one after the other, as kernels that take slices read them: CUDA's runtime pads the rows of
+/// what is uploaded to it, and a slice has no strides to say so.
+fn packed(tensor: CubeTensor) -> BufferArg {
+    into_contiguous(tensor).into_buffer_arg()
+}
+
 fn empty(like: &CubeTensor, shape: Shape) -> CubeTensor {
     let buffer = like.client.empty(shape.num_elements() * size_of::<f32>());
     CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, buffer, DType::F32)
@@ -182,7 +188,6 @@ impl PatternOps for CubeBackend {
         slopes: FloatTensor<Self>,
         rule: RowRule,
     ) -> FloatTensor<Self> {
-        let products = into_contiguous(products);
         let shape = products.meta.shape().clone();
         let (heads, seq) = (shape[1], shape[3]);
         let rows = shape[0] * heads * seq;
@@ -196,8 +201,8 @@ impl PatternOps for CubeBackend {
                 calculate_cube_count_elemwise(&client, rows * UNITS, dim),
                 dim,
                 address_type(rows * seq),
-                products.into_buffer_arg(),
-                slopes.into_buffer_arg(),
+                packed(products),
+                packed(slopes),
                 pattern.clone().into_buffer_arg(),
                 rows,
                 heads,
@@ -214,7 +219,6 @@ impl PatternOps for CubeBackend {
     }
 
     fn causal_halves(pattern: FloatTensor<Self>, places: IntTensor<Self>, total: usize) -> FloatTensor<Self> {
-        let pattern = into_contiguous(pattern);
         let shape = pattern.meta.shape().clone();
         let (heads, seq, values) = (shape[1], shape[3], shape.num_elements());
         let client = pattern.client.clone();
@@ -228,8 +232,8 @@ impl PatternOps for CubeBackend {
                 calculate_cube_count_elemwise(&client, values, dim),
                 dim,
                 address_type(values),
-                pattern.into_buffer_arg(),
-                places.into_buffer_arg(),
+                packed(pattern),
+                packed(places),
                 halves.clone().into_buffer_arg(),
                 values,
                 heads,
