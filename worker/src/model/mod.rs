@@ -10,6 +10,7 @@ mod cuda;
 pub mod device;
 mod device_engine;
 mod embed;
+mod failure;
 mod footprint;
 mod host;
 mod ops;
