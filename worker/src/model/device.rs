@@ -83,6 +83,18 @@ pub enum DeviceError {
         /// How many there are.
         found: usize,
     },
+    /// Too little memory for the weights.
+    #[error(
+        "the model does not fit the device: {0}; it takes a device with more memory free, or less of it with \
+         --compute-dtype bf16 or with the first --layers only"
+    )]
+    NoRoom(String),
+    /// It fails before anything is computed.
+    #[error(
+        "the device failed while the model was placed on it: {0}; see what nvidia-smi and the system's log say, and \
+         start again"
+    )]
+    Failed(String),
 }
 
 impl FromStr for DeviceChoice {

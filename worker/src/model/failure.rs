@@ -2,6 +2,7 @@
 
 use burn::tensor::ExecutionError;
 
+use super::{LoadError, device::DeviceError, footprint::Room};
 use crate::engine::EngineError;
 
 /// Words of an allocation that failed. burn hands on texts, so these are all there is to tell it by.
@@ -17,12 +18,23 @@ const NO_MEMORY: [&str; 6] = [
     "CUDA_ERROR_OUT_OF_MEMORY",
 ];
 
+/// Why weights could not be placed on a device that had `room`.
+pub(super) fn unplaced(error: &ExecutionError, room: Option<&Room>) -> LoadError {
+    let card = room.map_or_else(|| "this device".to_owned(), Room::to_string);
+    LoadError::Device(match explain(error, &card) {
+        EngineError::OutOfMemory(said) => DeviceError::NoRoom(said),
+        EngineError::Device(said) | EngineError::DeviceLost(said) => DeviceError::Failed(said),
+        other => DeviceError::Failed(other.to_string()),
+    })
+}
+
 /// What `error` is of; `card` describes the device.
 pub(super) fn explain(error: &ExecutionError, card: &str) -> EngineError {
-    let said = error.to_string();
-    let lines = || said.lines().map(str::trim).filter(|line| !line.is_empty());
-    let no_memory = lines().find(|line| NO_MEMORY.iter().any(|text| line.contains(text)));
-    if let Some(line) = no_memory {
+    let text = error.to_string();
+    let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let no_memory = lines().find(|line| NO_MEMORY.iter().any(|words| line.contains(words)));
+    // A smaller batch is no help on a device that is lost.
+    if let (Some(line), false) = (no_memory, error.is_device_poisoned()) {
         return EngineError::OutOfMemory(format!("{line} ({card})"));
     }
     // A cause stands under what it caused.
@@ -34,7 +46,11 @@ pub(super) fn explain(error: &ExecutionError, card: &str) -> EngineError {
         }
         next_is_cause = line.ends_with("Caused by:");
     }
-    EngineError::Device(format!("{} ({card})", cause.unwrap_or("no reason given")))
+    let said = format!("{} ({card})", cause.unwrap_or("no reason given"));
+    match error.is_device_poisoned() {
+        true => EngineError::DeviceLost(said),
+        false => EngineError::Device(said),
+    }
 }
 
 #[cfg(test)]
@@ -79,5 +95,27 @@ mod tests {
         }
         let fault = said("A launch failed\nCaused by:\n  an illegal address\n   0: a frame");
         assert_eq!(fault, EngineError::Device("an illegal address (a card of 80 GB)".to_owned()));
+    }
+
+    #[test]
+    fn a_device_that_is_lost_is_told_from_one_that_failed() {
+        let error = ExecutionError::device_poisoned("an illegal address\nout of device memory, too");
+        let lost = EngineError::DeviceLost("an illegal address (a card of 80 GB)".to_owned());
+        assert_eq!(explain(&error, "a card of 80 GB"), lost);
+    }
+
+    #[test]
+    fn weights_that_cannot_be_placed_concern_the_device() {
+        let room = Room { name: "a card".to_owned(), total: 1 << 34, free: 1 << 30 };
+        let unplaced = |error: ExecutionError| unplaced(&error, Some(&room)).to_string();
+        let full = unplaced(ExecutionError::with_context("out of device memory allocating 512 bytes"));
+        let told = "the model does not fit the device: out of device memory allocating 512 bytes (a card, 16.0 GiB, of which \
+                    1.0 GiB are free); it takes";
+        assert!(full.starts_with(told), "{full}");
+        let lost = unplaced(ExecutionError::device_poisoned("an illegal address"));
+        assert!(
+            lost.starts_with("the device failed while the model was placed on it: an illegal address"),
+            "{lost}"
+        );
     }
 }

@@ -31,7 +31,8 @@ fn spec(name: &str) -> ModelSpec {
 /// The CPU's engine.
 fn host(name: &str) -> Box<dyn Engine> {
     let (spec, packing) = (spec(name), Packing::Unpadded { max_rows: 40 });
-    let model = load_as(&fixture(name), &spec, &Device::flex(), spec.n_layers() - 1, Ops::Native, packing);
+    let model =
+        load_as(&fixture(name), &spec, &Device::flex(), None, spec.n_layers() - 1, Ops::Native, packing);
     Box::new(HostEngine::new(model.expect("a fixture")))
 }
 
@@ -46,7 +47,7 @@ pub(super) fn device() -> Device {
 fn device_engine(name: &str, numerics: Numerics) -> Box<dyn Engine> {
     let (spec, packing) = (spec(name), Packing::Padded { n_ctx: spec(name).n_ctx });
     let ops = Ops::Composed(numerics);
-    let model = load_as(&fixture(name), &spec, &device(), spec.n_layers() - 1, ops, packing);
+    let model = load_as(&fixture(name), &spec, &device(), None, spec.n_layers() - 1, ops, packing);
     Box::new(DeviceEngine::new(model.expect("a fixture"), Footprint::new(&spec, None)))
 }
 
@@ -133,6 +134,35 @@ fn half_precision_on_the_cpu_is_the_same() {
     let gpu = patterns(&mut *device_engine(name, numerics), &batch, spec.n_layers());
     // Rounding turns a difference in a sum's last bit into one of a half's, now and then.
     assert!(distance(&cpu, &gpu) < 0.02);
+}
+
+/// What a device must have free is computed from the plan of the checkpoint, and must be what the weights then are.
+#[test]
+fn a_model_that_does_not_fit_its_device_is_refused_before_its_weights_are_read() {
+    let open = |name: &str, compute_dtype, highest: usize, free: u64| {
+        let (spec, packing) = (spec(name), Packing::Padded { n_ctx: spec(name).n_ctx });
+        let ops = Ops::Composed(Numerics { compute_dtype, matmul_precision: MatmulPrecision::Float32 });
+        let room = Room { name: "a card".to_owned(), total: 1 << 30, free };
+        load_as(&fixture(name), &spec, &device(), Some(&room), highest, ops, packing)
+    };
+    for name in ["gpt2-tiny", "llama-tiny", "neox-tiny"] {
+        for (compute_dtype, size) in [(ComputeDtype::Float32, 4), (ComputeDtype::Bf16, 2)] {
+            for highest in [0, spec(name).n_layers() - 1] {
+                let model = open(name, compute_dtype, highest, 1 << 30).expect("it fits");
+                let matrices = model.layers.iter().flat_map(|layer| {
+                    let rest = layer.rest.iter().flat_map(|rest| [&rest.out, &rest.mlp.up, &rest.mlp.down]);
+                    [&layer.qkv].into_iter().chain(rest)
+                });
+                let matrices = matrices.chain(&model.embedding_projection);
+                let taken: usize =
+                    matrices.map(|matrix| size * matrix.weight.dims().iter().product::<usize>()).sum();
+                assert!(open(name, compute_dtype, highest, taken as u64).is_ok(), "{name}");
+                let error = open(name, compute_dtype, highest, taken as u64 - 1).err().expect("refused");
+                assert!(matches!(&error, LoadError::Device(DeviceError::NoRoom(_))), "{error}");
+                assert_eq!(error.kind(), FailureKind::Permanent);
+            }
+        }
+    }
 }
 
 #[test]

@@ -183,6 +183,12 @@ pub enum ServeError {
         /// The last one's reason.
         last: String,
     },
+    /// The device failed, and nothing can be computed on it any more.
+    #[error(
+        "the device failed for good, so nothing more is computed: {0}; see what nvidia-smi and the system's log say, \
+         and start the worker again"
+    )]
+    DeviceLost(String),
     /// Commits fail one after the other.
     #[error("{failures} commits in a row failed, so nothing more is computed; the last one: {last}")]
     Storage {
@@ -253,7 +259,7 @@ enum Note {
     Ended { serial: Serial, end: PromptEnd, written: Option<Written>, storage: bool },
     ModelFailed { serial: Serial, error: OpenError },
     DeviceWorked,
-    DeviceFailed { reason: String },
+    DeviceFailed { reason: String, lost: bool },
     Refused { serial: Serial, failure: Failure },
 }
 
@@ -464,7 +470,11 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
                 self.device_failures = 0;
                 Ok(())
             }
-            Note::DeviceFailed { reason: last } => {
+            Note::DeviceFailed { reason, lost: true } => {
+                self.stop_for(ServeError::DeviceLost(reason));
+                Ok(())
+            }
+            Note::DeviceFailed { reason: last, lost: false } => {
                 self.device_failures += 1;
                 if self.device_failures >= DEVICE_PATIENCE {
                     self.stop_for(ServeError::Device { failures: self.device_failures, last });
