@@ -148,6 +148,8 @@ pub fn load(
             let model = load_as(dir, spec, &device, room.as_ref(), highest_layer, ops, packing)?;
             // The weights are on their way; only once they have arrived is what is left free for batches.
             device.sync().map_err(|error| failure::unplaced(&error, room.as_ref()))?;
+            // Weights in half precision leave those they were made of in the pool, which keeps what is free of it.
+            device.memory_cleanup();
             Ok(Box::new(DeviceEngine::new(model, Footprint::new(spec, choice.room()))))
         }
     }
