@@ -1,5 +1,6 @@
 """What this machine is: card, driver, cores, CUDA's libraries; and how busy the card is."""
 
+import atexit
 import ctypes
 import glob
 import os
@@ -8,6 +9,7 @@ import shutil
 import site
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -76,14 +78,21 @@ def cuda_environment() -> "tuple[dict, list]":
     variables, lines = {}, []
     driver = loadable("libcuda.so.1", "libcuda.so")
     lines.append(f"driver library: {driver or 'none (libcuda.so.1)'}")
-    names = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12"]
+    # Those the worker looks for; CUDA 13's Python package has a third, which it finds by a link.
+    names = ["libnvrtc.so", "libnvrtc.so.12"]
     found = loadable(*names)
     if not found:
-        files = [path for path in pip_folders("**/libnvrtc.so*") if path.rsplit("/", 1)[1] in names]
+        files = [path for path in pip_folders("**/libnvrtc.so*") if path.rsplit("/", 1)[1] in [*names, "libnvrtc.so.13"]]
         if files:
             found, folder = files[0], files[0].rsplit("/", 1)[0]
+            folders = [folder]
+            if found.endswith(".13"):
+                link = tempfile.mkdtemp(prefix="lenspool-nvrtc-")
+                atexit.register(shutil.rmtree, link, ignore_errors=True)
+                os.symlink(found, f"{link}/libnvrtc.so")
+                folders.insert(0, link)
             before = os.environ.get("LD_LIBRARY_PATH")
-            variables["LD_LIBRARY_PATH"] = folder + (f":{before}" if before else "")
+            variables["LD_LIBRARY_PATH"] = ":".join([*folders, *([before] if before else [])])
     lines.append(f"NVRTC: {found or 'none'}")
     places = [os.environ.get("CUDA_PATH"), "/usr/local/cuda", "/opt/cuda"]
     headers = next((place for place in places if place and os.path.exists(f"{place}/include/cuda_fp16.h")), None)

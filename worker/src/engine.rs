@@ -151,6 +151,9 @@ pub enum EngineError {
     /// The device or the runtime failed; another process or device may succeed.
     #[error("the device failed: {0}")]
     Device(String),
+    /// The device failed in a way that this process cannot recover from: everything it is given fails from now on.
+    #[error("the device failed for good: {0}")]
+    DeviceLost(String),
     /// The input cannot be computed by this model, ever.
     #[error("{0}")]
     Input(String),

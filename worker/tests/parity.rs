@@ -104,6 +104,8 @@ fn check(name: &str) -> Result<f64, String> {
         load(&dir, &spec, device(), numerics, n_layers - 1).map_err(|error| error.to_string())?;
     let all: Vec<usize> = (0..n_layers).collect();
     let tolerance = 1e-5f64.max(3.0 * golden.float32_error);
+    // A GPU multiplies batches of other sizes by other kernels, which sum in another order.
+    let alike = if device().resolve() == DeviceChoice::Cpu { 1e-6 } else { tolerance };
 
     let prompts: Vec<&[u32]> = golden.prompts.iter().map(|prompt| &prompt.input_ids[..]).collect();
     let batched = run(&mut *engine, &prompts, &all);
@@ -129,7 +131,7 @@ fn check(name: &str) -> Result<f64, String> {
             });
             assert!(zeros, "{name}: the future is exactly +0.0");
             let off = max_abs(&got.values, &batched[&(p, layer)].values);
-            if off > 1e-6 {
+            if off > alike {
                 return Err(format!("layer {layer} of {text:?}: batched is off single by {off:e}"));
             }
         }
@@ -141,7 +143,7 @@ fn check(name: &str) -> Result<f64, String> {
     for engine in [&mut engine, &mut partial] {
         let subset = run(&mut **engine, &prompts[..1], &some);
         assert_eq!(subset.keys().collect::<Vec<_>>(), [&(0, some[0])]);
-        assert!(max_abs(&subset[&(0, some[0])].values, &batched[&(0, some[0])].values) <= 1e-6, "{name}");
+        assert!(max_abs(&subset[&(0, some[0])].values, &batched[&(0, some[0])].values) <= alike, "{name}");
     }
     Ok(worst)
 }

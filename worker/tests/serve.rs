@@ -43,6 +43,8 @@ struct Behaviour {
     slow: Duration,
     /// The device fails from this batch on, counted from 0 by each engine opened.
     fails_from: Option<usize>,
+    /// Where it fails, it does so for good.
+    lost: bool,
     /// Batches end on another thread, while the next one is given already.
     late: bool,
 }
@@ -100,12 +102,15 @@ impl FakeEngine {
         layers: &[usize],
         sink: &mut dyn PatternSink,
     ) -> Result<(), EngineError> {
-        let Behaviour { slow, panics_at, memory, refuses, fails_from, .. } = self.behaviour;
+        let Behaviour { slow, panics_at, memory, refuses, fails_from, lost, .. } = self.behaviour;
         std::thread::sleep(slow);
         let lengths: Vec<_> = batch.prompts.iter().map(Vec::len).collect();
         self.batches += 1;
         if fails_from.is_some_and(|from| self.batches > from) {
-            return Err(EngineError::Device("made up".into()));
+            return Err(match lost {
+                true => EngineError::DeviceLost("made up".into()),
+                false => EngineError::Device("made up".into()),
+            });
         }
         if panics_at.is_some_and(|n| lengths.contains(&n)) {
             panic!("the engine broke");
@@ -404,6 +409,21 @@ async fn a_device_that_fails_once_costs_one_job_a_try_and_one_that_keeps_failing
         let error = told.end.unwrap_err();
         assert!(matches!(error, ServeError::Device { failures: 3, .. }), "{error}");
         assert!(told.failed.len() < 8, "{} jobs lost a try", told.failed.len());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_is_lost_stops_the_worker_at_once() {
+    for late in [false, true] {
+        let behaviour = Behaviour { fails_from: Some(1), lost: true, late, ..Behaviour::default() };
+        let jobs: Vec<_> = (0..20).map(|j| job(vec![prompt(j, 5)])).collect();
+        let told = Story { behaviour, ..Story::default() }.tell(jobs).await;
+        let error = told.end.unwrap_err();
+        assert!(matches!(error, ServeError::DeviceLost(_)), "{error}");
+        assert_eq!((told.commits.len(), told.opened), (1, 1), "nothing is opened on it again");
+        // Those it had in hand: the one that it failed at and, where batches overlap, the one after.
+        assert!((1..=4).contains(&told.failed.len()), "{} jobs lost a try", told.failed.len());
+        assert!(told.failed.iter().all(|(kind, _)| *kind == FailureKind::Retryable));
     }
 }
 

@@ -107,9 +107,9 @@ impl ConsumeError {
             ConsumeError::Serve(ServeError::Queue(error)) => {
                 error.downcast_ref::<BrokerError>().map_or(FailureKind::Bug, BrokerError::kind)
             }
-            ConsumeError::Serve(ServeError::Storage { .. } | ServeError::Device { .. }) => {
-                FailureKind::Retryable
-            }
+            ConsumeError::Serve(
+                ServeError::Storage { .. } | ServeError::Device { .. } | ServeError::DeviceLost(_),
+            ) => FailureKind::Retryable,
             ConsumeError::Serve(ServeError::Model(error)) => error.kind,
             ConsumeError::Allowed(_) => FailureKind::Permanent,
         };

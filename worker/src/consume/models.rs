@@ -65,7 +65,7 @@ impl Models for PinnedModels {
         let engine = engine.map_err(|error| match error {
             // Another worker has another device.
             LoadError::Device(_) => {
-                OpenError { kind: FailureKind::Permanent, scope: Scope::Worker, reason: error.to_string() }
+                OpenError { kind: error.kind(), scope: Scope::Worker, reason: error.to_string() }
             }
             error => permanent(error.to_string()),
         })?;

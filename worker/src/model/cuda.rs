@@ -5,9 +5,12 @@ use std::path::PathBuf;
 
 use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig, cache::CacheConfig};
 use cubecl_cuda::install::cuda_path;
-use cudarc::driver::CudaContext;
+use cudarc::{driver::CudaContext, nvrtc::compile_ptx};
 
-use super::{device::DeviceError, footprint::Room};
+use super::{
+    device::{CudaVersion, DeviceError},
+    footprint::Room,
+};
 
 /// A header that kernels include; where it is, the others are.
 const HEADER: &str = "cuda_fp16.h";
@@ -27,11 +30,36 @@ pub(super) fn check(index: usize) -> Result<(), DeviceError> {
     if !nvrtc {
         return Err(DeviceError::NoCompiler { index });
     }
+    check_compiler(index)?;
     let include = cuda_path().map(|path| path.join("include"));
     match include {
         Some(include) if include.join(HEADER).is_file() => Ok(()),
         include => Err(DeviceError::NoHeaders { index, looked: include.map(|dir| dir.join(HEADER)) }),
     }
+}
+
+/// Whether the driver loads what NVRTC compiles. Where NVRTC is the newer of the two it most often does not, and every
+/// kernel would fail; so then one without content is tried.
+fn check_compiler(index: usize) -> Result<(), DeviceError> {
+    let (mut driver, mut major, mut minor) = (0, 0, 0);
+    // SAFETY: both calls only write to the numbers they are given, and both libraries are there.
+    let known = unsafe {
+        let driver = cudarc::driver::sys::cuDriverGetVersion(&mut driver);
+        driver.result().is_ok() && cudarc::nvrtc::sys::nvrtcVersion(&mut major, &mut minor).result().is_ok()
+    };
+    let compiler = CudaVersion { major, minor };
+    let driver = CudaVersion { major: driver / 1000, minor: driver % 1000 / 10 };
+    tracing::debug!("the driver is of CUDA {driver}, NVRTC of CUDA {compiler}");
+    if !known || compiler <= driver {
+        return Ok(());
+    }
+    let compiled =
+        compile_ptx("extern \"C\" __global__ void nothing() {}").map_err(|error| error.to_string());
+    let loaded = compiled.and_then(|kernel| {
+        let context = CudaContext::new(index).map_err(|error| error.to_string())?;
+        context.load_module(kernel).map_err(|error| error.to_string())
+    });
+    loaded.map(drop).map_err(|reason| DeviceError::NewCompiler { index, compiler, driver, reason })
 }
 
 /// How many devices the driver shows this process; none without a driver.

@@ -29,6 +29,21 @@ pub struct DeviceMemory {
     pub total: u64,
 }
 
+/// A version of CUDA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CudaVersion {
+    /// As 12 in 12.4.
+    pub major: i32,
+    /// As 4 in 12.4.
+    pub minor: i32,
+}
+
+impl fmt::Display for CudaVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
 /// A `--device` that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no such device: {0:?}; give cpu, cuda, cuda:N, wgpu or auto")]
@@ -53,8 +68,9 @@ pub enum DeviceError {
     },
     /// No run-time compiler.
     #[error(
-        "--device cuda:{index}: kernels are compiled by NVRTC (libnvrtc.so), which is not found; load the CUDA module \
-         of this cluster, or install the package cuda-nvrtc and add its directory to LD_LIBRARY_PATH"
+        "--device cuda:{index}: kernels are compiled by NVRTC, which is found neither as libnvrtc.so nor as \
+         libnvrtc.so.12; load the CUDA module of this cluster, or install the package cuda-nvrtc-dev and add its \
+         directory to LD_LIBRARY_PATH"
     )]
     NoCompiler {
         /// The index asked for.
@@ -72,6 +88,21 @@ pub enum DeviceError {
         /// Where they were looked for.
         looked: Option<PathBuf>,
     },
+    /// A run-time compiler that is too new for the driver.
+    #[error(
+        "--device cuda:{index}: NVRTC (libnvrtc.so) is of CUDA {compiler}, and the driver, of CUDA {driver}, does not \
+         load what it compiles ({reason}); use an NVRTC of CUDA {driver} or older, or a newer driver"
+    )]
+    NewCompiler {
+        /// The index asked for.
+        index: usize,
+        /// Its version.
+        compiler: CudaVersion,
+        /// The newest the driver knows.
+        driver: CudaVersion,
+        /// What the driver said.
+        reason: String,
+    },
     /// Fewer GPUs than that.
     #[error(
         "--device cuda:{index}: {found} CUDA device(s) visible; check nvidia-smi and CUDA_VISIBLE_DEVICES, \
@@ -83,6 +114,18 @@ pub enum DeviceError {
         /// How many there are.
         found: usize,
     },
+    /// Too little memory for the weights.
+    #[error(
+        "the model does not fit the device: {0}; it takes a device with more memory free, or less of it with \
+         --compute-dtype bf16 or with the first --layers only"
+    )]
+    NoRoom(String),
+    /// It fails before anything is computed.
+    #[error(
+        "the device failed while the model was placed on it: {0}; see what nvidia-smi and the system's log say, and \
+         start again"
+    )]
+    Failed(String),
 }
 
 impl FromStr for DeviceChoice {

@@ -59,7 +59,7 @@ fn launch(
 /// A group's prompts in the buffer of their halves.
 struct Places {
     /// As [`causal_halves`] wants it.
-    table: Tensor<2, Int>,
+    table: Tensor<1, Int>,
     total: usize,
     spans: Vec<Span>,
 }
@@ -75,7 +75,8 @@ fn places(model: &Transformer, batch: &TokenBatch, group: &Group) -> Places {
         spans.push(Span { prompt, n, start: total });
         total += Layout::Causal.len(model.heads.query, n);
     }
-    let table = TensorData::new(table, [group.batch(), 2]);
+    // In one dimension: CUDA's runtime would lay out two with the rows padded, and copy them together for every layer.
+    let table = TensorData::new(table, [2 * group.batch()]);
     Places { table: Tensor::from_data(table, &model.device), total, spans }
 }
 

@@ -3,10 +3,12 @@
 //! An estimate from shapes alone. It errs on the large side; where it does not, the device says so and the batch is
 //! split (see [`crate::serve`]).
 
+use std::fmt;
+
 use bytesize::ByteSize;
 use common::model::spec::ModelSpec;
 
-use super::{batch::bucket, readback::LAYERS_AHEAD};
+use super::{batch::bucket, device::DeviceError, readback::LAYERS_AHEAD};
 use crate::engine::{EngineError, Layout};
 
 /// Of the memory that is free once the weights are placed, how much batches may be planned for: pools round up and
@@ -17,7 +19,7 @@ const MOST_VALUES: usize = i32::MAX as usize;
 /// cubecl's pools on CUDA take no buffer of more than this part of a card's memory.
 const LARGEST_PART: u64 = 4;
 
-/// A device's memory, with the weights in it.
+/// A device's memory as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Room {
     /// What the device is called.
@@ -28,9 +30,27 @@ pub(super) struct Room {
     pub(super) free: u64,
 }
 
+impl fmt::Display for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Room { name, total, free } = self;
+        write!(f, "{name}, {}, of which {} are free", ByteSize(*total), ByteSize(*free))
+    }
+}
+
+impl Room {
+    /// Refuses weights of so many bytes where they are certain not to fit, before they are read.
+    pub(super) fn takes(&self, weights: u64) -> Result<(), DeviceError> {
+        match weights > self.free {
+            true => Err(DeviceError::NoRoom(format!("its weights take {} ({self})", ByteSize(weights)))),
+            false => Ok(()),
+        }
+    }
+}
+
 /// What a model's batches take of a device's memory.
 #[derive(Clone, Debug)]
 pub(super) struct Footprint {
+    /// With the weights in it.
     room: Option<Room>,
     n_ctx: usize,
     n_heads: usize,

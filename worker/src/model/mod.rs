@@ -10,6 +10,7 @@ mod cuda;
 pub mod device;
 mod device_engine;
 mod embed;
+mod failure;
 mod footprint;
 mod host;
 mod ops;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use common::{
     capture::{ComputeDtype, Numerics},
+    job::FailureKind,
     model::{
         spec::ModelSpec,
         weights::{Plan, WeightsError},
@@ -36,7 +38,7 @@ use self::{
     device::{DeviceChoice, DeviceError},
     device_engine::DeviceEngine,
     embed::Embedding,
-    footprint::Footprint,
+    footprint::{Footprint, Room},
     host::HostEngine,
     ops::{Heads, Ops},
     rotary::RotaryTables,
@@ -97,7 +99,7 @@ pub enum LoadError {
         /// Which.
         error: WeightsError,
     },
-    /// No such device.
+    /// No such device, or none that takes the model.
     #[error(transparent)]
     Device(#[from] DeviceError),
     /// A layer the model does not have.
@@ -108,6 +110,16 @@ pub enum LoadError {
         /// How many there are.
         n_layers: usize,
     },
+}
+
+impl LoadError {
+    /// Whether trying again may help.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            LoadError::Device(DeviceError::Failed(_)) => FailureKind::Retryable,
+            _ => FailureKind::Permanent,
+        }
+    }
 }
 
 /// Loads the checkpoint in `dir` onto `device`, as far as `highest_layer`'s softmax, to be computed as `numerics` says.
@@ -124,28 +136,31 @@ pub fn load(
         DeviceChoice::Auto | DeviceChoice::Cpu => {
             let ops = if native { Ops::Native } else { Ops::Composed(numerics) };
             let packing = Packing::Unpadded { max_rows: host::ROWS };
-            let model = load_as(dir, spec, &choice.open()?, highest_layer, ops, packing)?;
+            let model = load_as(dir, spec, &choice.open()?, None, highest_layer, ops, packing)?;
             Ok(Box::new(HostEngine::new(model)))
         }
         DeviceChoice::Cuda(_) | DeviceChoice::Wgpu => {
             let device = choice.open()?;
             // What an engine before this one has left in pools is not free yet.
             device.memory_cleanup();
-            let packing = Packing::Padded { n_ctx: spec.n_ctx };
-            let model = load_as(dir, spec, &device, highest_layer, Ops::Composed(numerics), packing)?;
-            // The weights are on their way; only once they have arrived is what is left free for batches. A failure
-            // shows in the first batch.
-            let _ = device.sync();
+            let (room, packing) = (choice.room(), Packing::Padded { n_ctx: spec.n_ctx });
+            let ops = Ops::Composed(numerics);
+            let model = load_as(dir, spec, &device, room.as_ref(), highest_layer, ops, packing)?;
+            // The weights are on their way; only once they have arrived is what is left free for batches.
+            device.sync().map_err(|error| failure::unplaced(&error, room.as_ref()))?;
+            // Weights in half precision leave those they were made of in the pool, which keeps what is free of it.
+            device.memory_cleanup();
             Ok(Box::new(DeviceEngine::new(model, Footprint::new(spec, choice.room()))))
         }
     }
 }
 
-/// As [`load`], with a choice of how to compute.
+/// As [`load`], with a choice of how to compute, onto a device that has `room`, where that is known.
 fn load_as(
     dir: &Path,
     spec: &ModelSpec,
     device: &Device,
+    room: Option<&Room>,
     highest_layer: usize,
     ops: Ops,
     packing: Packing,
@@ -157,7 +172,10 @@ fn load_as(
     let checkpoint = Checkpoint::open(dir)?;
     let plan = Plan::new(spec, &checkpoint.header())
         .map_err(|error| LoadError::Tensors { dir: dir.to_owned(), error })?;
-    let loader = Loader { checkpoint: &checkpoint, spec, device, ops };
+    let loader = Loader { checkpoint: &checkpoint, spec, device, ops, room };
+    if let Some(room) = room {
+        room.takes(loader.bytes(&plan, highest_layer))?;
+    }
     // Weights stay as long as the model: no use in pools made for what comes and goes.
     device.memory_persistent_allocations((), |()| {
         let projection = plan.embedding_projection.as_ref().map(|plan| loader.linear(&[plan]));

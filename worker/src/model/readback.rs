@@ -13,6 +13,7 @@ use std::{
 
 use burn::tensor::{Tensor, TensorData, Transaction};
 
+use super::failure::explain;
 use crate::engine::{Buffer, EngineError, Layout, Pattern, PatternSink, Values};
 
 /// Layers whose halves may wait on the device for the one being read: launching goes no further ahead, so device
@@ -159,7 +160,7 @@ fn read(halves: Halves, sink: &mut dyn PatternSink, card: &str) -> Result<(), En
     let execute = || Transaction::default().register(values).try_execute();
     let data = match catch_unwind(AssertUnwindSafe(execute)) {
         Ok(Ok(data)) => data.into_iter().next(),
-        Ok(Err(error)) => return Err(explain(&error.to_string(), card)),
+        Ok(Err(error)) => return Err(explain(&error, card)),
         Err(_) => return Err(EngineError::Device(format!("reading a layer's patterns panicked ({card})"))),
     };
     let data = data.ok_or_else(|| EngineError::Bug("a read of one tensor gave none".to_owned()))?;
@@ -171,27 +172,6 @@ fn read(halves: Halves, sink: &mut dyn PatternSink, card: &str) -> Result<(), En
         sink.take(Pattern { prompt, layer, n_heads, n, layout, values }).map_err(|_| EngineError::Stopped)?;
     }
     Ok(())
-}
-
-/// What the device said, as the kind of failure it is. burn hands on texts, causes under what they caused.
-fn explain(said: &str, card: &str) -> EngineError {
-    // cubecl's words for an allocation that failed, one that is too large for any pool, and a launch without memory.
-    const NO_MEMORY: [&str; 4] =
-        ["out of device memory", "out-of-memory", "Can't allocate", "can't allocate buffer"];
-    let lines = || said.lines().map(str::trim).filter(|line| !line.is_empty());
-    let no_memory = lines().find(|line| NO_MEMORY.iter().any(|text| line.contains(text)));
-    if let Some(line) = no_memory {
-        return EngineError::OutOfMemory(format!("{line} ({card})"));
-    }
-    let mut cause = None;
-    let mut next_is_cause = true;
-    for line in lines() {
-        if next_is_cause {
-            cause = Some(line);
-        }
-        next_is_cause = line.ends_with("Caused by:");
-    }
-    EngineError::Device(format!("{} ({card})", cause.unwrap_or("no reason given")))
 }
 
 /// What was read, in whatever memory the device wrote it to: pages that it can write to directly, on a GPU.
@@ -216,29 +196,10 @@ impl Buffer for Read {
 mod tests {
     use std::sync::mpsc;
 
-    use burn::tensor::{Device, ExecutionError};
+    use burn::tensor::Device;
 
     use super::*;
     use crate::engine::SinkClosed;
-
-    #[test]
-    fn failures_are_told_apart_by_what_the_device_said() {
-        let said = |reason: &str| {
-            let error = ExecutionError::WithContext { reason: reason.to_owned() };
-            explain(&error.to_string(), "a card of 80 GB")
-        };
-        let oom =
-            said("Several failures at once\n  out of device memory allocating 512 bytes\n   0: a frame");
-        let told = "out of device memory allocating 512 bytes (a card of 80 GB)";
-        assert_eq!(oom, EngineError::OutOfMemory(told.to_owned()));
-        let large = said("can't allocate buffer of size: 9");
-        assert_eq!(
-            large,
-            EngineError::OutOfMemory("can't allocate buffer of size: 9 (a card of 80 GB)".to_owned())
-        );
-        let fault = said("A launch failed\nCaused by:\n  an illegal address\n   0: a frame");
-        assert_eq!(fault, EngineError::Device("an illegal address (a card of 80 GB)".to_owned()));
-    }
 
     struct Told {
         takes: usize,

@@ -31,18 +31,23 @@ fn spec(name: &str) -> ModelSpec {
 /// The CPU's engine.
 fn host(name: &str) -> Box<dyn Engine> {
     let (spec, packing) = (spec(name), Packing::Unpadded { max_rows: 40 });
-    let model = load_as(&fixture(name), &spec, &Device::flex(), spec.n_layers() - 1, Ops::Native, packing);
+    let model =
+        load_as(&fixture(name), &spec, &Device::flex(), None, spec.n_layers() - 1, Ops::Native, packing);
     Box::new(HostEngine::new(model.expect("a fixture")))
+}
+
+/// The device `LENSPOOL_TEST_DEVICE` names, else the CPU.
+pub(super) fn device() -> Device {
+    let name = std::env::var("LENSPOOL_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    name.parse::<DeviceChoice>().expect("a device").open().expect("the device")
 }
 
 /// The GPU's engine: on a GPU where `LENSPOOL_TEST_DEVICE` names one, else on the CPU with the kernels of ops::device
 /// as plain loops.
-fn device(name: &str, numerics: Numerics) -> Box<dyn Engine> {
+fn device_engine(name: &str, numerics: Numerics) -> Box<dyn Engine> {
     let (spec, packing) = (spec(name), Packing::Padded { n_ctx: spec(name).n_ctx });
-    let on = std::env::var("LENSPOOL_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
-    let on = on.parse::<DeviceChoice>().expect("a device").open().expect("the device");
     let ops = Ops::Composed(numerics);
-    let model = load_as(&fixture(name), &spec, &on, spec.n_layers() - 1, ops, packing);
+    let model = load_as(&fixture(name), &spec, &device(), None, spec.n_layers() - 1, ops, packing);
     Box::new(DeviceEngine::new(model.expect("a fixture"), Footprint::new(&spec, None)))
 }
 
@@ -78,7 +83,7 @@ fn what_a_gpu_computes_equals_what_the_cpu_computes() {
     for name in fixtures() {
         let n_layers = spec(&name).n_layers();
         let cpu = patterns(&mut *host(&name), &batch, n_layers);
-        let gpu = patterns(&mut *device(&name, Numerics::default()), &batch, n_layers);
+        let gpu = patterns(&mut *device_engine(&name, Numerics::default()), &batch, n_layers);
         let off = distance(&cpu, &gpu);
         assert!(off < 3e-5, "{name}: {off:e}");
     }
@@ -87,7 +92,7 @@ fn what_a_gpu_computes_equals_what_the_cpu_computes() {
 #[test]
 fn warming_up_is_done_once_a_shape_and_changes_nothing() {
     let (batch, n_layers) = (batch(&[20, 7]), spec("gpt2-tiny").n_layers());
-    let mut engine = device("gpt2-tiny", Numerics::default());
+    let mut engine = device_engine("gpt2-tiny", Numerics::default());
     let before = patterns(&mut *engine, &batch, n_layers);
     assert!(engine.warm_up(2, 20).is_some());
     assert!(engine.warm_up(2, 32).is_none(), "both are padded to 32");
@@ -106,7 +111,7 @@ fn half_precision_is_off_by_what_its_mantissa_leaves() {
         let exact = patterns(&mut *host(name), &batch, n_layers);
         let off = |compute_dtype| {
             let numerics = Numerics { compute_dtype, matmul_precision: MatmulPrecision::Float32 };
-            distance(&exact, &patterns(&mut *device(name, numerics), &batch, n_layers))
+            distance(&exact, &patterns(&mut *device_engine(name, numerics), &batch, n_layers))
         };
         let (bf16, f16) = (off(ComputeDtype::Bf16), off(ComputeDtype::F16));
         println!("{name}: bf16 {bf16:.1e}, f16 {f16:.1e}");
@@ -126,14 +131,43 @@ fn half_precision_on_the_cpu_is_the_same() {
     let mut cpu =
         load(&fixture(name), &spec, DeviceChoice::Cpu, numerics, spec.n_layers() - 1).expect("a fixture");
     let cpu = patterns(&mut *cpu, &batch, spec.n_layers());
-    let gpu = patterns(&mut *device(name, numerics), &batch, spec.n_layers());
+    let gpu = patterns(&mut *device_engine(name, numerics), &batch, spec.n_layers());
     // Rounding turns a difference in a sum's last bit into one of a half's, now and then.
     assert!(distance(&cpu, &gpu) < 0.02);
 }
 
+/// What a device must have free is computed from the plan of the checkpoint, and must be what the weights then are.
+#[test]
+fn a_model_that_does_not_fit_its_device_is_refused_before_its_weights_are_read() {
+    let open = |name: &str, compute_dtype, highest: usize, free: u64| {
+        let (spec, packing) = (spec(name), Packing::Padded { n_ctx: spec(name).n_ctx });
+        let ops = Ops::Composed(Numerics { compute_dtype, matmul_precision: MatmulPrecision::Float32 });
+        let room = Room { name: "a card".to_owned(), total: 1 << 30, free };
+        load_as(&fixture(name), &spec, &device(), Some(&room), highest, ops, packing)
+    };
+    for name in ["gpt2-tiny", "llama-tiny", "neox-tiny"] {
+        for (compute_dtype, size) in [(ComputeDtype::Float32, 4), (ComputeDtype::Bf16, 2)] {
+            for highest in [0, spec(name).n_layers() - 1] {
+                let model = open(name, compute_dtype, highest, 1 << 30).expect("it fits");
+                let matrices = model.layers.iter().flat_map(|layer| {
+                    let rest = layer.rest.iter().flat_map(|rest| [&rest.out, &rest.mlp.up, &rest.mlp.down]);
+                    [&layer.qkv].into_iter().chain(rest)
+                });
+                let matrices = matrices.chain(&model.embedding_projection);
+                let taken: usize =
+                    matrices.map(|matrix| size * matrix.weight.dims().iter().product::<usize>()).sum();
+                assert!(open(name, compute_dtype, highest, taken as u64).is_ok(), "{name}");
+                let error = open(name, compute_dtype, highest, taken as u64 - 1).err().expect("refused");
+                assert!(matches!(&error, LoadError::Device(DeviceError::NoRoom(_))), "{error}");
+                assert_eq!(error.kind(), FailureKind::Permanent);
+            }
+        }
+    }
+}
+
 #[test]
 fn input_the_model_cannot_read_is_refused_with_the_reason() {
-    for mut engine in [host("gpt2-tiny"), device("gpt2-tiny", Numerics::default())] {
+    for mut engine in [host("gpt2-tiny"), device_engine("gpt2-tiny", Numerics::default())] {
         let mut refused = |prompts: Vec<Vec<u32>>, layers: &[usize]| match run_to_end(
             &mut *engine,
             TokenBatch { prompts },
@@ -172,7 +206,7 @@ fn a_closed_sink_stops_the_batch() {
         }
     }
     let batch = TokenBatch { prompts: vec![vec![1, 2]] };
-    for mut engine in [host("gpt2-tiny"), device("gpt2-tiny", Numerics::default())] {
+    for mut engine in [host("gpt2-tiny"), device_engine("gpt2-tiny", Numerics::default())] {
         let (ended, results) = mpsc::channel();
         engine.forward(batch.clone(), &[0, 1, 2], Box::new(Closed(ended.clone())));
         assert_eq!(results.recv().expect("an end"), Err(EngineError::Stopped));

@@ -9,7 +9,9 @@ use common::model::{
 };
 use rayon::prelude::*;
 
-use super::{LoadError, checkpoint::Checkpoint, ops::Ops, values::Values};
+use super::{
+    LoadError, checkpoint::Checkpoint, failure::unplaced, footprint::Room, ops::Ops, values::Values,
+};
 
 /// A linear layer. Made by [`Ops::linear_weight`], which decides how the weight lies.
 pub(super) struct Linear {
@@ -71,9 +73,35 @@ pub(super) struct Loader<'a> {
     pub(super) spec: &'a ModelSpec,
     pub(super) device: &'a Device,
     pub(super) ops: Ops,
+    /// What the device had before, where that is known.
+    pub(super) room: Option<&'a Room>,
 }
 
 impl Loader<'_> {
+    /// Bytes that the matrices of layers 0 to `highest` take on the device. Norms and biases, a thousandth of them, are
+    /// not counted.
+    pub(super) fn bytes(&self, plan: &Plan, highest: usize) -> u64 {
+        let layers = plan.layers[..=highest].iter().enumerate();
+        let matrices = layers.flat_map(|(index, layer)| {
+            let whole =
+                [&layer.v, &layer.attention_out, &layer.up, &layer.down].into_iter().chain(&layer.gate);
+            [&layer.q, &layer.k].into_iter().chain(whole.filter(move |_| index < highest))
+        });
+        let values: usize =
+            matrices.chain(&plan.embedding_projection).map(|matrix| matrix.d_in * matrix.d_out).sum();
+        (values * self.ops.weight_size()) as u64
+    }
+
+    /// `tensor`, once it is known to be there. Uploading only queues: what is wrong with a weight would show in a batch
+    /// only, as if that were to blame. And the host would read ahead of the device, as much as its queue has places.
+    fn placed<const D: usize>(&self, tensor: Tensor<D>) -> Result<Tensor<D>, LoadError> {
+        if self.ops != Ops::Native {
+            // A GPU is asked and copies nothing: burn's data is read when it is looked at.
+            tensor.clone().try_into_data().map_err(|error| unplaced(&error, self.room))?;
+        }
+        Ok(tensor)
+    }
+
     /// Layers 0 to `highest`.
     pub(super) fn layers(&self, plan: &Plan, highest: usize) -> Result<Vec<Layer>, LoadError> {
         plan.layers[..=highest]
@@ -115,9 +143,9 @@ impl Loader<'_> {
         }
         let bias = match plan.bias.is_empty() {
             true => None,
-            false => Some(self.vector(self.side_by_side(&plan.bias, plan, 0.0)?)),
+            false => Some(self.vector(self.side_by_side(&plan.bias, plan, 0.0)?)?),
         };
-        Ok(NormWeights { norm: self.spec.norm, width: plan.width, weight: self.vector(weight), bias })
+        Ok(NormWeights { norm: self.spec.norm, width: plan.width, weight: self.vector(weight)?, bias })
     }
 
     /// A norm's tensors, repeated until they are as wide as a row; `absent` where there are none.
@@ -133,9 +161,9 @@ impl Loader<'_> {
         Ok((0..total).map(|at| if given == 0 { absent } else { row[at % given] }).collect())
     }
 
-    fn vector(&self, values: Vec<f32>) -> Tensor<1> {
+    fn vector(&self, values: Vec<f32>) -> Result<Tensor<1>, LoadError> {
         let len = values.len();
-        Tensor::from_data(TensorData::new(values, [len]), self.device)
+        self.placed(Tensor::from_data(TensorData::new(values, [len]), self.device))
     }
 
     /// Linear layers that read the same input, as one: outputs side by side.
@@ -158,8 +186,8 @@ impl Loader<'_> {
             start += part.d_out;
         }
         Ok(Linear {
-            weight: self.ops.linear_weight(weight, [d_in, d_out], self.device),
-            bias: bias.map(|bias| self.vector(bias)),
+            weight: self.placed(self.ops.linear_weight(weight, [d_in, d_out], self.device))?,
+            bias: bias.map(|bias| self.vector(bias)).transpose()?,
             d_in,
             d_out,
         })

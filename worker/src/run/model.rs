@@ -76,7 +76,9 @@ impl ModelError {
             | ModelError::Place(PlaceError::Store(error)) => by_kind(error.kind()),
             ModelError::Intake(IntakeError::Spool(_)) | ModelError::Spool(_) => Exit::Transient,
             ModelError::Intake(_) | ModelError::Device(_) => Exit::Configuration,
-            ModelError::Serve(ServeError::Storage { .. } | ServeError::Device { .. }) => Exit::Transient,
+            ModelError::Serve(
+                ServeError::Storage { .. } | ServeError::Device { .. } | ServeError::DeviceLost(_),
+            ) => Exit::Transient,
             ModelError::Serve(ServeError::Queue(_)) => Exit::Bug,
             ModelError::Serve(ServeError::Model(error)) => by_kind(error.kind),
         }
@@ -243,8 +245,7 @@ impl Models for RunModels {
         let highest = capture.layers.indices(n_layers).last().copied().unwrap_or(0);
         let engine =
             model::load(&dir, &self.spec, self.device, capture.numerics, highest).map_err(|error| {
-                let (kind, scope) = (FailureKind::Permanent, Scope::Worker);
-                OpenError { kind, scope, reason: error.to_string() }
+                OpenError { kind: error.kind(), scope: Scope::Worker, reason: error.to_string() }
             })?;
         Ok(OpenModel { engine, n_layers, n_heads })
     }

@@ -289,7 +289,8 @@ impl<M: Models> ModelThread<M> {
                 self.state.opened = None;
                 self.halve(work, open, suspect, &error);
             }
-            EngineError::Device(reason) => {
+            EngineError::Device(reason) | EngineError::DeviceLost(reason) => {
+                let lost = matches!(error, EngineError::DeviceLost(_));
                 // Nobody knows what state the device is in: the rest of the job is for a fresh engine. Later, and
                 // counted: given back, it would come again at once and fail at the same place.
                 self.state.opened = None;
@@ -302,7 +303,14 @@ impl<M: Models> ModelThread<M> {
                 for part in Vec::from(same) {
                     self.fail(&work, &part.prompts, &rest);
                 }
-                let _ = self.outlet.notes.send(Note::DeviceFailed { reason: reason.clone() });
+                if lost {
+                    // No model is worth opening on it: all else goes back.
+                    self.outlet.control.stop();
+                    for part in std::mem::take(&mut self.state.pending) {
+                        self.end_part(&part, &PromptEnd::Unfinished);
+                    }
+                }
+                let _ = self.outlet.notes.send(Note::DeviceFailed { reason: reason.clone(), lost });
             }
         }
     }
@@ -359,7 +367,10 @@ fn explain(job: &Job, index: usize, error: &EngineError) -> Failure {
     let kind = match error {
         EngineError::Input(_) => FailureKind::Permanent,
         EngineError::Bug(_) => FailureKind::Bug,
-        EngineError::OutOfMemory(_) | EngineError::Device(_) | EngineError::Stopped => FailureKind::Retryable,
+        EngineError::OutOfMemory(_)
+        | EngineError::Device(_)
+        | EngineError::DeviceLost(_)
+        | EngineError::Stopped => FailureKind::Retryable,
     };
     let reason = format!(
         "running {} over prompt {} ({} tokens): {error}",

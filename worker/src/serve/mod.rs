@@ -175,6 +175,12 @@ pub enum ServeError {
         /// The last one's reason.
         last: String,
     },
+    /// The device failed, and nothing can be computed on it any more.
+    #[error(
+        "the device failed for good, so nothing more is computed: {0}; see what nvidia-smi and the system's log say, \
+         and start the worker again"
+    )]
+    DeviceLost(String),
     /// Commits fail one after the other.
     #[error("{failures} commits in a row failed, so nothing more is computed; the last one: {last}")]
     Storage {
@@ -220,6 +226,6 @@ enum Note {
     Ended { serial: Serial, end: PromptEnd, written: Option<Written>, storage: bool },
     ModelFailed { serial: Serial, error: OpenError },
     DeviceWorked,
-    DeviceFailed { reason: String },
+    DeviceFailed { reason: String, lost: bool },
     Refused { serial: Serial, failure: Failure },
 }

@@ -252,7 +252,11 @@ impl<Q: Consume, C: Commit, F: FnMut(&Event) + Send> Loop<Q, C, F> {
                 self.device_failures = 0;
                 Ok(())
             }
-            Note::DeviceFailed { reason: last } => {
+            Note::DeviceFailed { reason, lost: true } => {
+                self.stop_for(ServeError::DeviceLost(reason));
+                Ok(())
+            }
+            Note::DeviceFailed { reason: last, lost: false } => {
                 self.device_failures += 1;
                 if self.device_failures >= DEVICE_PATIENCE {
                     self.stop_for(ServeError::Device { failures: self.device_failures, last });

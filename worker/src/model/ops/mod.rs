@@ -11,7 +11,10 @@ mod native;
 pub(super) use device::causal_halves;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use common::{capture::Numerics, model::spec::Activation};
+use common::{
+    capture::{ComputeDtype, Numerics},
+    model::spec::Activation,
+};
 
 use super::{
     batch::Group,
@@ -71,6 +74,17 @@ impl Ops {
         match self {
             Ops::Native => weight,
             Ops::Composed(numerics) => composed::operand(weight, numerics),
+        }
+    }
+
+    /// Bytes of one value of such a weight.
+    pub(super) fn weight_size(self) -> usize {
+        match self {
+            Ops::Native => size_of::<f32>(),
+            Ops::Composed(numerics) => match numerics.compute_dtype {
+                ComputeDtype::Float32 => size_of::<f32>(),
+                ComputeDtype::Bf16 | ComputeDtype::F16 => size_of::<u16>(),
+            },
         }
     }
 

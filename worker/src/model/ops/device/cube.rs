@@ -8,7 +8,7 @@ use burn::{
     cubecl::{self as cubecl, calculate_cube_count_elemwise, prelude::*},
     tensor::{DType, Shape},
 };
-use burn_cubecl::{CubeBackend, kernel::into_contiguous, tensor::CubeTensor};
+use burn_cubecl::{CubeBackend, CubeDevice, kernel::into_contiguous, tensor::CubeTensor};
 use common::capture::MatmulPrecision;
 
 use super::{PatternOps, RowRule, product};
@@ -163,9 +163,15 @@ fn address_type(values: usize) -> AddressType {
     if values < u32::MAX as usize { AddressType::U32 } else { AddressType::U64 }
 }
 
-fn empty(like: &CubeTensor, shape: Shape) -> CubeTensor {
-    let buffer = like.client.empty(shape.num_elements() * size_of::<f32>());
-    CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, buffer, DType::F32)
+/// The values of `tensor` one after the other, as kernels that take slices read them: CUDA's runtime pads the rows of
+/// what is uploaded to it, and a slice has no strides to say so.
+fn packed(tensor: CubeTensor) -> BufferArg {
+    into_contiguous(tensor).into_buffer_arg()
+}
+
+fn empty(client: &Client, device: CubeDevice, shape: Shape) -> CubeTensor {
+    let buffer = client.empty(shape.num_elements() * size_of::<f32>());
+    CubeTensor::new_contiguous(client.clone(), device, shape, buffer, DType::F32)
 }
 
 impl PatternOps for CubeBackend {
@@ -182,12 +188,11 @@ impl PatternOps for CubeBackend {
         slopes: FloatTensor<Self>,
         rule: RowRule,
     ) -> FloatTensor<Self> {
-        let products = into_contiguous(products);
         let shape = products.meta.shape().clone();
         let (heads, seq) = (shape[1], shape[3]);
         let rows = shape[0] * heads * seq;
         let client = products.client.clone();
-        let pattern = empty(&products, shape);
+        let pattern = empty(&client, products.device.clone(), shape);
         let dim = CubeDim::new_1d(UNITS as u32);
         // SAFETY: rows beyond `rows` end at once, and a row's keys stay below `seq`.
         unsafe {
@@ -196,8 +201,8 @@ impl PatternOps for CubeBackend {
                 calculate_cube_count_elemwise(&client, rows * UNITS, dim),
                 dim,
                 address_type(rows * seq),
-                products.into_buffer_arg(),
-                slopes.into_buffer_arg(),
+                packed(products),
+                packed(slopes),
                 pattern.clone().into_buffer_arg(),
                 rows,
                 heads,
@@ -214,29 +219,39 @@ impl PatternOps for CubeBackend {
     }
 
     fn causal_halves(pattern: FloatTensor<Self>, places: IntTensor<Self>, total: usize) -> FloatTensor<Self> {
-        let pattern = into_contiguous(pattern);
         let shape = pattern.meta.shape().clone();
         let (heads, seq, values) = (shape[1], shape[3], shape.num_elements());
+        let device = pattern.device.clone();
         let client = pattern.client.clone();
-        let halves = empty(&pattern, Shape::new([total]));
         let dim = CubeDim::new(&client, values);
         let dtype = dtype_to_storage_type(places.dtype);
-        // SAFETY: threads beyond `values` end at once; `places` puts every prompt's values below `total`.
-        unsafe {
-            causal_halves_kernel::launch_unchecked(
-                &client,
-                calculate_cube_count_elemwise(&client, values, dim),
-                dim,
-                address_type(values),
-                pattern.into_buffer_arg(),
-                places.into_buffer_arg(),
-                halves.clone().into_buffer_arg(),
-                values,
-                heads,
-                seq,
-                dtype,
-            );
-        }
-        halves
+        let (pattern, places) = (packed(pattern), packed(places));
+        // On CUDA the halves are copied by another stream. What that waits for is what this stream had done when they
+        // were allocated, not when they were written; and it does not wait again for what it has waited for. So a read
+        // of other halves between the allocation and the launch would let the read of these run ahead of the kernel.
+        // As one task of the device's thread nothing comes between the two. It also gives that thread what was launched
+        // before: it begins only once its queue is full or somebody waits, and the caller may be about to wait long.
+        let on = client.clone();
+        let launched = client.exclusive(move || {
+            let halves = empty(&on, device, Shape::new([total]));
+            // SAFETY: threads beyond `values` end at once; `places` puts every prompt's values below `total`.
+            unsafe {
+                causal_halves_kernel::launch_unchecked(
+                    &on,
+                    calculate_cube_count_elemwise(&on, values, dim),
+                    dim,
+                    address_type(values),
+                    pattern,
+                    places,
+                    halves.clone().into_buffer_arg(),
+                    values,
+                    heads,
+                    seq,
+                    dtype,
+                );
+            }
+            halves
+        });
+        launched.unwrap_or_else(|error| panic!("the device's thread broke: {error}"))
     }
 }

@@ -52,7 +52,7 @@ pub trait PatternOps: Backend {
     ) -> FloatTensor<Self>;
 
     /// The causal halves of `[batch, head, query, key]`, each prompt's without its padding, one after the other:
-    /// `[total]`. `places` is `[batch, 2]`: a prompt's tokens, and where its values begin.
+    /// `[total]`. `places` has two numbers a prompt: its tokens, and where its values begin.
     fn causal_halves(pattern: FloatTensor<Self>, places: IntTensor<Self>, total: usize) -> FloatTensor<Self>;
 }
 
@@ -73,7 +73,107 @@ pub(in crate::model) fn masked_softmax(products: Tensor<4>, slopes: Tensor<1>, r
 }
 
 /// See [`PatternOps::causal_halves`].
-pub(in crate::model) fn causal_halves(pattern: Tensor<4>, places: Tensor<2, Int>, total: usize) -> Tensor<1> {
+pub(in crate::model) fn causal_halves(pattern: Tensor<4>, places: Tensor<1, Int>, total: usize) -> Tensor<1> {
     let (pattern, places) = (pattern.into_dispatch(), places.into_dispatch());
     Tensor::from_dispatch(<Dispatch as PatternOps>::causal_halves(pattern, places, total))
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{DType, Device, TensorData};
+
+    use super::*;
+    use crate::model::tests::device;
+
+    /// Values between the rows of what is not packed: as many bytes as any device wants a view to begin at.
+    const APART: usize = 128;
+
+    /// `values` with each row's end a good deal before the next one's beginning, as CUDA's runtime lays out tensors.
+    fn apart<const D: usize>(values: &TensorData, device: &Device) -> Tensor<D> {
+        let mut dims: [usize; D] = values.shape().dims();
+        let width = dims[D - 1];
+        dims[D - 1] = width + APART;
+        let rows = values.as_slice::<f32>().expect("floats").chunks_exact(width);
+        let spread = rows.flat_map(|row| row.iter().copied().chain([f32::NAN; APART])).collect();
+        Tensor::<D>::from_data(TensorData::new::<f32, _>(spread, dims), device).narrow(D - 1, 0, width)
+    }
+
+    fn packed<const D: usize>(values: &TensorData, device: &Device) -> Tensor<D> {
+        Tensor::from_data(values.clone(), device)
+    }
+
+    /// Numbers without a pattern, in -1 to 1.
+    fn numbers<const D: usize>(dims: [usize; D], seed: u64) -> TensorData {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            ((state >> 40) as f32 / (1 << 23) as f32) - 1.0
+        };
+        TensorData::new((0..dims.iter().product()).map(|_| next()).collect::<Vec<f32>>(), dims)
+    }
+
+    fn floats<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+        tensor.into_data().try_to_vec().expect("floats")
+    }
+
+    const BATCH: usize = 3;
+    const HEADS: usize = 2;
+    const SEQ: usize = 5;
+    /// Tokens of each prompt.
+    const TOKENS: [usize; BATCH] = [5, 3, 1];
+
+    /// What the halves of `pattern`, `[batch, head, query, key]`, are.
+    fn halves(pattern: &[f32]) -> Vec<f32> {
+        let mut halves = Vec::new();
+        for (prompt, n) in TOKENS.into_iter().enumerate() {
+            for head in 0..HEADS {
+                for query in 0..n {
+                    let row = ((prompt * HEADS + head) * SEQ + query) * SEQ;
+                    halves.extend_from_slice(&pattern[row..=row + query]);
+                }
+            }
+        }
+        halves
+    }
+
+    /// CUDA's runtime pads the rows of tensors, and no other does: only this test says whether a kernel minds.
+    #[test]
+    fn rows_that_lie_apart_are_read_as_packed_ones() {
+        let device = device();
+        let pattern = numbers([BATCH, HEADS, SEQ, SEQ], 1);
+        let expected = halves(pattern.as_slice().expect("floats"));
+        let mut total = 0;
+        let mut table = Vec::new();
+        for n in TOKENS {
+            table.extend([n as i64, total as i64]);
+            total += HEADS * n * (n + 1) / 2;
+        }
+        let spread: Vec<i64> =
+            table.iter().flat_map(|&number| [number].into_iter().chain([7; APART])).collect();
+        let spread = TensorData::new(spread, [2 * BATCH, 1 + APART]);
+        let spread = Tensor::<2, Int>::from_data(spread, &device).narrow(1, 0, 1).reshape([2 * BATCH]);
+        let table = Tensor::<1, Int>::from_data(TensorData::new(table, [2 * BATCH]), &device);
+        for table in [table, spread] {
+            for pattern in [packed(&pattern, &device), apart(&pattern, &device)] {
+                assert_eq!(floats(causal_halves(pattern, table.clone(), total)), expected);
+            }
+        }
+
+        let slopes = Tensor::<1>::from_data([0.5, 0.25], &device);
+        let rule = RowRule { scale: 2.0, softcap: Some(3.0), window: Some(4), sloped: true };
+        let softmax = |products| floats(masked_softmax(products, slopes.clone(), rule));
+        assert_eq!(softmax(apart(&pattern, &device)), softmax(packed(&pattern, &device)));
+
+        let (lhs, rhs) = (numbers([2, SEQ, 8], 2), numbers([2, 8, SEQ], 3));
+        let product = |lhs: Tensor<3>, rhs: Tensor<3>| {
+            let product = product(lhs, rhs, MatmulPrecision::Float32);
+            assert_eq!(product.dtype(), DType::F32);
+            floats(product)
+        };
+        let expected = product(packed(&lhs, &device), packed(&rhs, &device));
+        let got = product(apart(&lhs, &device), apart(&rhs, &device));
+        for (got, expected) in got.iter().zip(&expected) {
+            assert!((got - expected).abs() < 1e-5, "{got} {expected}");
+        }
+    }
 }

@@ -5,13 +5,14 @@
 //! once for each class of shapes, and kept.
 
 use burn::{
-    backend::cubecl::dtype_to_storage_type,
+    backend::{TensorMetadata, calculate_matmul_output, cubecl::dtype_to_storage_type},
     cubecl::tune::{LocalTuner, Tunable, TunableSet, TuneGroup, local_tuner},
     tensor::DType,
 };
 use burn_cubecl::{
     CubeTuneId,
-    kernel::matmul::{MatmulStrategy, init_matmul_output, matmul},
+    kernel::matmul::{MatmulStrategy, matmul},
+    ops::numeric::empty_device_contiguous_dtype,
     tensor::CubeTensor,
 };
 use common::capture::MatmulPrecision;
@@ -34,17 +35,21 @@ type Operands = (CubeTensor, CubeTensor, CubeTensor);
 
 /// `lhs rhs` in float32.
 pub(super) fn launch(lhs: CubeTensor, rhs: CubeTensor, precision: MatmulPrecision) -> CubeTensor {
+    // Left to itself, CUDA's runtime pads rows to 512 bytes, or to a power of two below: a third more memory for scores
+    // of 96 or 192 keys, which the softmax's kernel would copy together again. `model::batch` pads rows enough.
+    let shape = calculate_matmul_output(&lhs.shape(), &rhs.shape())
+        .unwrap_or_else(|error| panic!("no matrix product: {error:?}"));
+    let out = empty_device_contiguous_dtype(lhs.client.clone(), lhs.device.clone(), shape, DType::F32);
     match (lhs.dtype, precision) {
-        (DType::F32, MatmulPrecision::Float32) => exact(lhs, rhs),
+        (DType::F32, MatmulPrecision::Float32) => exact(lhs, rhs, out),
         // Halves lose nothing on tensor cores, which sum in float32.
-        _ => matmul(lhs, rhs, None, MatmulStrategy::default(), DType::F32)
+        _ => matmul(lhs, rhs, Some(out), MatmulStrategy::default(), DType::F32)
             .unwrap_or_else(|error| panic!("no kernel for a matrix product: {error:?}")),
     }
 }
 
-fn exact(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
+fn exact(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor) -> CubeTensor {
     static TUNER: LocalTuner<MatmulAutotuneKey, CubeTuneId> = local_tuner!("lenspool-float32-product");
-    let out = init_matmul_output(&lhs, &rhs, DType::F32);
     let client = lhs.client.clone();
     let id = CubeTuneId::new(&lhs.client, &lhs.device);
     let tunables = TUNER.init(&id, candidates);
