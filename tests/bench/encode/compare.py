@@ -5,8 +5,8 @@ two rounds and half a second; its fastest round counts. numpy is `savez_compress
 bytes of each array as one raw deflate stream and no checksum, which is in their favour; `worker bench encode` includes
 checksums. Theirs is processor time and the worker's wall time, so other load on the machine does not count against
 them. Prints a Markdown table: speed in uncompressed MB/s and as a multiple of numpy's, ratio, and size beside numpy's.
-Exits with 1 where the worker misses its targets: 25 times numpy's speed at no more than numpy's size; of very sharp
-heads and data that repeat (`patterns.REPEATING`), numpy's speed, as every token there is worth a search.
+Exits with 1 where the worker misses its targets: 25 times numpy's speed at no more than numpy's size; of data that
+repeat (`patterns.REPEATING`), numpy's speed, as every token there is worth a search.
 """
 
 import io
@@ -27,8 +27,9 @@ from patterns import REPEATING
 
 SPEED_TARGET = 25
 # Of what is not softmax output with noise in every value.
-OTHER_SPEED_TARGET = 1
-OTHERS = ("sharp", *REPEATING)
+REPEATING_SPEED_TARGET = 1
+# Of the whole size: a byte or two are none the larger.
+SIZE_TOLERANCE = 1e-4
 ROUNDS = 2
 # Small arrays get more rounds: as the worker's do.
 SECONDS = 0.5
@@ -101,10 +102,10 @@ def main(worker: str, files: list[str]) -> int:
             beside = ratio / (numpy_size / total) - 1
             print(f"| {data} | {name} | {speed:,.0f} | {speed / numpy_speed:.1f} | {ratio:.4f} | {beside:+.2%} |", flush=True)
         speed, ratio = rows[-1][1:]
-        target = OTHER_SPEED_TARGET if data.rsplit("-", 1)[0] in OTHERS else SPEED_TARGET
+        target = REPEATING_SPEED_TARGET if data.rsplit("-", 1)[0] in REPEATING else SPEED_TARGET
         if speed < target * numpy_speed:
             missed.append(f"{data}: {speed / numpy_speed:.1f} times numpy's speed, not {target}")
-        if ratio > numpy_size / total:
+        if ratio > numpy_size / total * (1 + SIZE_TOLERANCE):
             missed.append(f"{data}: larger than numpy's by {ratio / (numpy_size / total) - 1:.2%}")
     print(*missed, sep="\n", file=sys.stderr)
     return bool(missed)
