@@ -218,6 +218,8 @@ fn write_stacked(header: &[u8], values: &[Vec<u8>], out: &mut impl Write) -> io:
 
 impl From<StoreError> for CommitError {
     fn from(error: StoreError) -> Self {
-        CommitError { kind: error.kind(), reason: error.to_string() }
+        // Another worker may be let in. This one leaves once its storage has failed often enough in a row.
+        let kind = if error.is_of_this_machine() { FailureKind::Retryable } else { error.kind() };
+        CommitError { kind, reason: error.to_string() }
     }
 }

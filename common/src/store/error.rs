@@ -97,6 +97,12 @@ impl StoreError {
         )
     }
 
+    /// Whether it is this machine or user that is refused, where another may not be: a mount that is read-only on one
+    /// node, an account without the right.
+    pub fn is_of_this_machine(&self) -> bool {
+        matches!(self.class(), Class::Denied | Class::ReadOnly)
+    }
+
     /// The kind of failure this is for a prompt or a job.
     pub fn kind(&self) -> FailureKind {
         if self.is_retryable() { FailureKind::Retryable } else { FailureKind::Permanent }
@@ -196,6 +202,8 @@ mod tests {
             assert!(!of(errno).is_retryable(), "{errno:?}");
             assert_eq!(of(errno).kind(), FailureKind::Permanent);
         }
+        assert!(of(Errno::ROFS).is_of_this_machine() && of(Errno::ACCESS).is_of_this_machine());
+        assert!(!of(Errno::NAMETOOLONG).is_of_this_machine() && !of(Errno::NOSPC).is_of_this_machine());
     }
 
     #[test]
