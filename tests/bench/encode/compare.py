@@ -27,8 +27,6 @@ from patterns import REPEATING
 ROUNDS = 2
 # Small arrays get more rounds: as the worker's do.
 SECONDS = 0.5
-
-
 # Of the whole size: a byte or two are none the larger.
 SIZE_TOLERANCE = 1e-4
 
