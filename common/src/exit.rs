@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use crate::job::FailureKind;
+
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -27,6 +29,16 @@ impl Exit {
         [Done, SomeFailed, Bug, Transient, Configuration, Interrupted]
             .into_iter()
             .find(|exit| i32::from(*exit as u8) == code)
+    }
+}
+
+impl From<FailureKind> for Exit {
+    fn from(kind: FailureKind) -> Exit {
+        match kind {
+            FailureKind::Retryable => Exit::Transient,
+            FailureKind::Permanent => Exit::Configuration,
+            FailureKind::Bug => Exit::Bug,
+        }
     }
 }
 

@@ -82,10 +82,9 @@ pub fn start_log(log: Option<&settings::Log>, talk: Talk) {
     let told = talk == Talk::Full || (talk == Talk::Brief && terminal);
     let filter = if talk == Talk::Quiet {
         "error".to_owned()
-    } else if told && asked == settings::Log::default().filter {
-        format!("{asked},{PROGRESS}=info,worker=info,dispatcher=info,common=info")
     } else if asked == settings::Log::default().filter {
-        format!("{asked},{PROGRESS}=info")
+        let more = if told { ",worker=info,dispatcher=info,common=info" } else { "" };
+        format!("{asked},{PROGRESS}=info{more}")
     } else {
         asked.to_owned()
     };

@@ -54,10 +54,6 @@ impl Error {
             Error::Broker(error) => error.kind(),
             _ => FailureKind::Permanent,
         };
-        match kind {
-            FailureKind::Retryable => Exit::Transient,
-            FailureKind::Permanent => Exit::Configuration,
-            FailureKind::Bug => Exit::Bug,
-        }
+        kind.into()
     }
 }

@@ -80,7 +80,7 @@ impl StoreError {
         StoreError { op, path: path.into(), source }
     }
 
-    /// Whether the same attempt may succeed later or on another machine.
+    /// Whether the same attempt may succeed later.
     ///
     /// Refusals (permission, a read-only or unfit file system, an impossible name) stay what they are
     /// until a person acts. Anything else, unknown errors included, is taken for a passing state: trying

@@ -107,17 +107,10 @@ impl ConsumeError {
             ConsumeError::Serve(ServeError::Queue(error)) => {
                 error.downcast_ref::<BrokerError>().map_or(FailureKind::Bug, BrokerError::kind)
             }
-            ConsumeError::Serve(
-                ServeError::Storage { .. } | ServeError::Device { .. } | ServeError::DeviceLost(_),
-            ) => FailureKind::Retryable,
-            ConsumeError::Serve(ServeError::Model(error)) => error.kind,
+            ConsumeError::Serve(error) => error.kind(),
             ConsumeError::Allowed(_) => FailureKind::Permanent,
         };
-        match kind {
-            FailureKind::Retryable => Exit::Transient,
-            FailureKind::Permanent => Exit::Configuration,
-            FailureKind::Bug => Exit::Bug,
-        }
+        kind.into()
     }
 }
 

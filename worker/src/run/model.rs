@@ -11,7 +11,7 @@ use common::{
     capture::Capture,
     exit::Exit,
     intake::{IntakeError, KnownModel, Place, PlaceError, Planned},
-    job::{FailureKind, ModelPin},
+    job::ModelPin,
     model::{
         hub::HubOptions,
         locate::{LocateError, LocatedModel, fetch_weights},
@@ -61,26 +61,17 @@ pub enum ModelError {
 impl ModelError {
     /// The exit code it leads to.
     pub fn exit(&self) -> Exit {
-        let by_kind = |kind: FailureKind| match kind {
-            FailureKind::Retryable => Exit::Transient,
-            FailureKind::Permanent => Exit::Configuration,
-            FailureKind::Bug => Exit::Bug,
-        };
         match self {
             ModelError::Prompts(_) | ModelError::Place(PlaceError::OtherModel { .. }) => Exit::Configuration,
             // On a cluster another node may have it; here, somebody must fetch it first.
             ModelError::Intake(IntakeError::Locate(LocateError::NotCached { .. })) => Exit::Configuration,
-            ModelError::Intake(IntakeError::Locate(error)) => by_kind(error.kind()),
+            ModelError::Intake(IntakeError::Locate(error)) => error.kind().into(),
             ModelError::Intake(IntakeError::Store(error))
             | ModelError::Store(error)
-            | ModelError::Place(PlaceError::Store(error)) => by_kind(error.kind()),
+            | ModelError::Place(PlaceError::Store(error)) => error.kind().into(),
             ModelError::Intake(IntakeError::Spool(_)) | ModelError::Spool(_) => Exit::Transient,
             ModelError::Intake(_) | ModelError::Device(_) => Exit::Configuration,
-            ModelError::Serve(
-                ServeError::Storage { .. } | ServeError::Device { .. } | ServeError::DeviceLost(_),
-            ) => Exit::Transient,
-            ModelError::Serve(ServeError::Queue(_)) => Exit::Bug,
-            ModelError::Serve(ServeError::Model(error)) => by_kind(error.kind),
+            ModelError::Serve(error) => error.kind().into(),
         }
     }
 }

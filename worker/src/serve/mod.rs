@@ -13,7 +13,7 @@
 use std::{sync::Arc, time::Duration};
 
 use common::{
-    job::{Failure, Job, ModelPin},
+    job::{Failure, FailureKind, Job, ModelPin},
     queue::{Attempt, Consume},
 };
 use tokio_util::sync::CancellationToken;
@@ -189,6 +189,19 @@ pub enum ServeError {
         /// The last one's reason.
         last: String,
     },
+}
+
+impl ServeError {
+    /// Whether serving again may help. Of the queue nothing is known here.
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            ServeError::Queue(_) => FailureKind::Bug,
+            ServeError::Model(error) => error.kind,
+            ServeError::Device { .. } | ServeError::DeviceLost(_) | ServeError::Storage { .. } => {
+                FailureKind::Retryable
+            }
+        }
+    }
 }
 
 /// How serving ended.
