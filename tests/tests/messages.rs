@@ -1,6 +1,6 @@
 //! What messages may say and workers may not do, and what becomes of jobs that fail.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use common::prompt::PromptHash;
 use lapin::types::FieldTable;
@@ -89,18 +89,20 @@ fn poison_is_set_aside_with_its_reason_and_good_jobs_are_done() {
 
 #[test]
 fn a_worker_writes_only_where_it_is_allowed_to() {
-    let site = Site::new("allowed");
+    let mut site = Site::new("allowed");
+    site.retry_delays = "4s,30m".to_owned();
     let prompts = site.prompts(8);
     site.enqueued(&prompts);
-    let other = tempfile::tempdir().unwrap();
-    let allow = other.path().to_str().unwrap();
-    end(site.consume(&["--exit-when-empty", "--max-idle", "2s", "--allow-save-path", allow])).expect(0);
-    assert_eq!((site.dead(), prompt_dirs(&site.save_path(), MODEL).len()), (1, 0));
-    assert!(reasons(&site)[0].contains("--allow-save-path"), "{:?}", reasons(&site));
-
-    end(site.dispatcher(&["dead", "requeue"])).expect(0);
-    let allow = site.dir.path().to_str().unwrap().to_owned();
-    end(site.consume(&["--exit-when-empty", "--max-idle", "2s", "--allow-save-path", &allow])).expect(0);
+    let (other, own) = (tempfile::tempdir().unwrap(), site.dir.path().to_owned());
+    let leaving = |allow: &Path, stay| {
+        let mut command = site.consume(&["--exit-when-empty", "--max-idle", "1s", "--wait-for-retries", stay]);
+        command.arg("--allow-save-path").arg(allow);
+        end(command).expect(0)
+    };
+    leaving(other.path(), "0s").says("may not write to").says("--allow-save-path").says("1 for up to 4s");
+    assert_eq!(prompt_dirs(&site.save_path(), MODEL).len(), 0);
+    // One that may takes over.
+    leaving(&own, "10s").says("try 2 of 3");
     site.assert_done(&prompts);
 }
 

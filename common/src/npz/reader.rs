@@ -36,7 +36,7 @@ pub struct EntryInfo {
 #[derive(Debug, thiserror::Error)]
 pub enum NpzError {
     /// The file cannot be opened or read.
-    #[error("cannot read {}", path.display())]
+    #[error("cannot read {}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -44,7 +44,7 @@ pub enum NpzError {
         source: io::Error,
     },
     /// The file is cut off or is no zip archive.
-    #[error("{} is no whole npz file: {what}; delete it to have it computed again", path.display())]
+    #[error("{} is no whole npz file: {what}", path.display())]
     Broken {
         /// The file.
         path: PathBuf,

@@ -117,7 +117,7 @@ mod tests {
             })
             .into();
         let text = list(&letters);
-        assert!(text.starts_with("2 dead letters\n      2  prompt N broke\n\nJOB "), "{text}");
+        assert!(text.starts_with("2 dead letters\n      2  prompt 1 broke\n\nJOB "), "{text}");
         assert!(text.contains(&letters[1].job) && text.contains("  permanent  "), "{text}");
         assert!(!text.contains("more"), "one line a letter: {text}");
     }

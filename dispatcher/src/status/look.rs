@@ -143,7 +143,7 @@ impl Sums {
     fn finish(self, total: u64) -> DeadPrompts {
         let row = |((model, run), (letters, prompts, kinds))| DeadRow { model, run, letters, prompts, kinds };
         let by = self.by.into_iter().map(row).collect();
-        DeadPrompts { report: Dead { total, looked: true, by }, prompts: self.prompts }
+        DeadPrompts { report: Dead { total, looked: true, others: 0, by }, prompts: self.prompts }
     }
 }
 

@@ -57,6 +57,7 @@ pub struct RetryRow {
 pub struct Dead {
     pub total: u64,
     pub looked: bool,
+    pub others: u64,
     pub by: Vec<DeadRow>,
 }
 

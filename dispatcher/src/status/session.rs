@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use super::{
     look::{DeadPrompts, Seen, look},
-    report::{BrokerRow, Dead, Rates, Report, RunRow},
+    report::{BrokerRow, Dead, DeadRow, Rates, Report, RunRow},
 };
 use crate::{
     Error,
@@ -153,9 +153,12 @@ impl Session {
 
     /// The dead letters of what was asked for; the total is that of the queue.
     fn of_interest(&self, mut dead: Dead) -> Dead {
-        dead.by.retain(|row| {
+        let wanted = |row: &DeadRow| {
             self.wanted.takes_model(&row.model) && self.wanted.run.as_ref().is_none_or(|run| run.0 == row.run)
-        });
+        };
+        let (by, others): (Vec<_>, Vec<_>) = dead.by.into_iter().partition(wanted);
+        dead.others = others.iter().map(|row| row.letters).sum();
+        dead.by = by;
         dead
     }
 }

@@ -65,7 +65,16 @@ fn dead(report: &Report) -> String {
     if !dead.looked {
         return format!("{total}: too many to look at each; `dispatcher dead list` does\n");
     }
-    let mut text = format!("{total}; `dispatcher dead list` says why:\n");
+    let others = counted(dead.others, "dead letter");
+    let mut text = match (dead.by.is_empty(), dead.others) {
+        (true, _) => return format!("no dead letters of these ({others} of other models or runs)\n"),
+        (false, 0) => format!("{total}; `dispatcher dead list` says why:\n"),
+        (false, _) => {
+            let here: u64 = dead.by.iter().map(|row| row.letters).sum();
+            let here = counted(here, "dead letter");
+            format!("{here} ({others} of other models or runs); `dispatcher dead list` says why:\n")
+        }
+    };
     for row in &dead.by {
         let name = |name: &str| if name.is_empty() { "?".to_owned() } else { name.to_owned() };
         text.push_str(&format!(

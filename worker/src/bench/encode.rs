@@ -35,7 +35,8 @@ pub(super) struct EncodeComparison {
 }
 
 pub(super) fn measure(files: &[PathBuf]) -> Result<EncodeComparison, String> {
-    Ok(compare(&samples(files)?))
+    let samples: Vec<_> = files.iter().map(|file| samples(file)).collect::<Result<_, _>>()?;
+    Ok(compare(&samples.concat()))
 }
 
 /// Measures both compressions on the same arrays, one after the other on the calling thread.

@@ -44,9 +44,14 @@ pub(super) fn measure(
 ) -> Result<ForwardReport, String> {
     let Opened { name, spec, device, mut engine, load } = Opened::open(name, device, settings)?;
     let layers: Vec<usize> = (0..spec.n_layers()).collect();
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    if longest > spec.n_ctx {
+        tracing::warn!("{name} reads at most {} tokens: longer sequences are measured at that length", spec.n_ctx);
+    }
+    let mut lengths: Vec<usize> = lengths.iter().map(|n| n.clamp(&1, &spec.n_ctx)).copied().collect();
+    lengths.dedup();
     let mut measured = Vec::new();
-    for &n in lengths {
-        let n = n.clamp(1, spec.n_ctx);
+    for n in lengths {
         let batch = batch_size.map_or_else(|| TOKENS.div_ceil(n), NonZeroUsize::get);
         let ids = |p: usize| (0..n).map(|i| ((p * 7919 + i * 104_729) % spec.d_vocab) as u32).collect();
         let tokens = TokenBatch { prompts: (0..batch).map(ids).collect() };

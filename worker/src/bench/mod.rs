@@ -10,7 +10,7 @@ mod soak;
 mod store;
 mod timing;
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use common::{exit::Exit, settings::Settings, talk::say};
 use serde::Serialize;
@@ -56,11 +56,12 @@ fn boxed(report: impl Report) -> (String, serde_json::Value) {
     (report.text(), serde_json::to_value(&report).expect("a report is plain data"))
 }
 
-/// Every attention pattern in `files`.
-fn samples(files: &[PathBuf]) -> Result<Vec<Sample>, String> {
-    let mut samples = Vec::new();
-    for file in files {
-        samples.extend(Sample::load(file).map_err(|error| error.to_string())?);
-    }
-    if samples.is_empty() { Err("the files hold no arrays".to_owned()) } else { Ok(samples) }
+/// Every attention pattern in `file`: one at least.
+fn samples(file: &Path) -> Result<Vec<Sample>, String> {
+    let problem = match Sample::load(file) {
+        Ok(samples) if samples.is_empty() => format!("{} holds no arrays", file.display()),
+        Ok(samples) => return Ok(samples),
+        Err(error) => error.to_string(),
+    };
+    Err(format!("{problem}; give files as a run writes them (PROMPT/activations.npz)"))
 }

@@ -31,7 +31,7 @@ const PROMPTS: usize = 256;
 pub(super) struct StoreReport {
     /// Prompts committed.
     prompts: usize,
-    /// Bytes of one prompt's npz file.
+    /// Bytes of one prompt's npz file, on average.
     bytes_a_prompt: u64,
     /// Commit threads.
     threads: usize,
@@ -45,31 +45,35 @@ pub(super) struct StoreReport {
 }
 
 pub(super) fn measure(dir: &Path, files: &[PathBuf]) -> Result<StoreReport, String> {
-    let samples = samples(files)?;
-    let encode = || -> Vec<Entry> {
+    // Prompt i is what file i holds; after the last file it begins again.
+    let prompts: Vec<Vec<Sample>> = files.iter().map(|file| samples(file)).collect::<Result<_, _>>()?;
+    let encode = |prompt: usize| -> Vec<Entry> {
         let mut encoder = Encoder::new(Compression::Causal, Dtype::Float32);
         let encode = |(i, sample): (usize, &Sample)| encoder.encode(&layer_entry_name(i), sample.view());
-        samples.iter().enumerate().map(encode).collect()
+        prompts[prompt % prompts.len()].iter().enumerate().map(encode).collect()
     };
-    let entries = encode();
-    let mut bytes = Vec::new();
-    let bytes_a_prompt = write_npz(&entries, &mut bytes).map_err(|error| error.to_string())?;
+    let entries: Vec<Vec<Entry>> = (0..prompts.len()).map(encode).collect();
+    let entries = |prompt: usize| entries[prompt % prompts.len()].clone();
     let scratch = tempfile::Builder::new()
         .prefix("lenspool-bench-")
         .tempdir_in(dir)
         .map_err(|error| format!("making a directory in {}: {error}", dir.display()))?;
     let threads = thread::available_parallelism().map_or(4, usize::from).clamp(4, 16);
 
-    let (done, ready) = timed(|| commits(scratch.path(), "ready", threads, &|| entries.clone()));
-    done?;
+    tracing::info!("committing {PROMPTS} prompts from {threads} threads, twice, under {}", scratch.path().display());
+    let (done, ready) = timed(|| commits(scratch.path(), "ready", threads, &entries));
+    let total = done?;
     let (done, encoded) = timed(|| commits(scratch.path(), "encoded", threads, &encode));
     done?;
-    let (done, plain) = timed(|| plain(&scratch.path().join("plain"), &bytes));
+    let mut bytes = Vec::new();
+    for prompt in 0..prompts.len() {
+        write_npz(&entries(prompt), &mut bytes).map_err(|error| error.to_string())?;
+    }
+    let (done, plain) = timed(|| plain(&scratch.path().join("plain"), &bytes, total));
     done.map_err(|error| format!("writing to {}: {error}", dir.display()))?;
-    let total = bytes_a_prompt * PROMPTS as u64;
     Ok(StoreReport {
         prompts: PROMPTS,
-        bytes_a_prompt,
+        bytes_a_prompt: total / PROMPTS as u64,
         threads,
         prompts_per_s: PROMPTS as f64 / ready.as_secs_f64(),
         mb_per_s_with_encoding: mb_per_s(total, encoded),
@@ -78,41 +82,44 @@ pub(super) fn measure(dir: &Path, files: &[PathBuf]) -> Result<StoreReport, Stri
     })
 }
 
-/// Commits [`PROMPTS`] prompts from `threads` threads, as a worker does.
+/// Commits [`PROMPTS`] prompts from `threads` threads, as a worker does, and says how many bytes of npz files that is.
 fn commits(
     save_path: &Path,
     name: &str,
     threads: usize,
-    entries: &(dyn Fn() -> Vec<Entry> + Sync),
-) -> Result<(), String> {
+    entries: &(dyn Fn(usize) -> Vec<Entry> + Sync),
+) -> Result<u64, String> {
     let model = ModelName::sanitize(name);
     let store = Store::new(save_path, &RunId(format!("bench-{}", std::process::id())));
     let store = store.model(&model, &Capture::default(), 1).map_err(|error| error.to_string())?;
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
         let commit = || {
+            let mut bytes = 0;
             loop {
                 let i = next.fetch_add(1, Ordering::Relaxed);
                 if i >= PROMPTS {
-                    return Ok::<(), String>(());
+                    return Ok::<u64, String>(bytes);
                 }
-                let entries = entries();
+                let entries = entries(i);
                 let hash = PromptHash::of(&i.to_string());
-                store
-                    .commit(&hash, b"{}", |file| write_npz(&entries, file))
-                    .map_err(|error| error.to_string())?;
+                let committed = store.commit(&hash, b"{}", |file| write_npz(&entries, file));
+                bytes += committed.map_err(|error| error.to_string())?.array_bytes;
             }
         };
         let running: Vec<_> = (0..threads).map(|_| scope.spawn(commit)).collect();
-        running.into_iter().try_for_each(|thread| thread.join().expect("a commit does not panic"))
+        running.into_iter().map(|thread| thread.join().expect("a commit does not panic")).sum()
     })
 }
 
-/// Writes the bytes of all prompts to one file and syncs it, as `dd conv=fsync` does.
-fn plain(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Writes `total` bytes to one file, `bytes` again and again, and syncs it, as `dd conv=fsync` does.
+fn plain(path: &Path, bytes: &[u8], total: u64) -> io::Result<()> {
     let mut file = File::create(path)?;
-    for _ in 0..PROMPTS {
-        file.write_all(bytes)?;
+    let mut left = total;
+    while left > 0 {
+        let part = bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        file.write_all(&bytes[..part])?;
+        left -= part as u64;
     }
     file.sync_all()
 }

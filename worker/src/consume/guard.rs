@@ -54,8 +54,9 @@ impl Guard {
             )
         })?;
         if !self.allowed.is_empty() && !self.allowed.iter().any(|allowed| real.starts_with(allowed)) {
+            // Another worker may be allowed to; this one's settings must not end a job for good at once.
             return Err(refuse(
-                FailureKind::Permanent,
+                FailureKind::Retryable,
                 format!(
                     "this worker may not write to {}; start workers with --allow-save-path for it",
                     real.display()
@@ -188,7 +189,7 @@ mod tests {
             let job = job(&path, "run");
             announce(&job);
             let (kind, reason) = refused(&guard, &job);
-            assert!(kind == FailureKind::Permanent && reason.contains("may not write"), "{reason}");
+            assert!(kind == FailureKind::Retryable && reason.contains("may not write"), "{reason}");
             fs::remove_dir_all(path.join(".lenspool")).unwrap();
         }
         let inside = allowed.path().join("data");

@@ -93,7 +93,7 @@ pub fn run_with(options: Options, models: impl Models, json: bool) -> Exit {
 pub enum ConsumeError {
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    #[error("{0}; the jobs in hand went back to their queue")]
+    #[error("{0}; of the jobs in hand, those that did not fail went back to their queue")]
     Serve(ServeError),
     #[error("--allow-save-path cannot be resolved: {0}")]
     Allowed(std::io::Error),

@@ -9,7 +9,7 @@ use common::{
         family,
         hub::HubOptions,
         locate::{LocateError, fetch_weights, locate_config},
-        reference::ModelRef,
+        reference::{ModelRef, ModelRefError},
     },
 };
 
@@ -44,7 +44,14 @@ fn located(error: &LocateError) -> OpenError {
 impl Models for PinnedModels {
     fn open(&mut self, pin: &ModelPin, capture: &Capture) -> Result<OpenModel, OpenError> {
         let permanent = |reason: String| of_job(FailureKind::Permanent, reason);
-        let reference = ModelRef::pinned(pin).map_err(|error| permanent(error.to_string()))?;
+        let reference = ModelRef::pinned(pin).map_err(|error| match error {
+            // A node that lacks a mount is one of many.
+            ModelRefError::NoSuchDirectory { path } => of_job(
+                FailureKind::Retryable,
+                format!("this machine does not see the model's directory {path}; mount it where workers run"),
+            ),
+            error => permanent(error.to_string()),
+        })?;
         let found = locate_config(&reference, &self.hub, &mut |event| event.tell())
             .map_err(|error| located(&error))?;
         if found.commit != pin.commit {

@@ -34,7 +34,7 @@ pub enum SampleError {
         name: String,
     },
     /// An entry is no array of a kind lenspool writes.
-    #[error("{}: {name}", path.display())]
+    #[error("{}: {name}: {source}", path.display())]
     Npy {
         /// The file.
         path: PathBuf,

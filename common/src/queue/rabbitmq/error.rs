@@ -107,10 +107,10 @@ pub enum BrokerError {
         /// What to do.
         advice: &'static str,
     },
-    /// A queue or exchange is missing and must not be made.
-    #[error("{what} does not exist: {reason}; {advice}")]
+    /// A queue or exchange is missing, and is not this program's to make.
+    #[error("could not {what}, which does not exist: {reason}; {advice}")]
     Missing {
-        /// Which.
+        /// What was attempted.
         what: String,
         /// What the broker said.
         reason: String,

@@ -316,14 +316,14 @@ pub(super) async fn declare_shared(
     extent: Extent,
 ) -> Result<(), BrokerError> {
     for (name, kind) in names.exchanges() {
-        let options = match extent {
-            Extent::Declare => ExchangeDeclareOptions { durable: true, ..Default::default() },
-            Extent::Check => ExchangeDeclareOptions { passive: true, ..Default::default() },
+        let (verb, options) = match extent {
+            Extent::Declare => ("declare", ExchangeDeclareOptions { durable: true, ..Default::default() }),
+            Extent::Check => ("look at", ExchangeDeclareOptions { passive: true, ..Default::default() }),
         };
         channel
             .exchange_declare(name.as_str().into(), kind, options, FieldTable::default())
             .await
-            .map_err(|error| during(format!("declare the exchange {name}"), &error))?;
+            .map_err(|error| during(format!("{verb} the exchange {name}"), &error))?;
     }
     for plan in names.shared_queues() {
         declare_queue(channel, &plan, extent).await?;

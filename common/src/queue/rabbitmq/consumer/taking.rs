@@ -14,7 +14,8 @@ use super::{
         Broker,
         error::{BrokerError, during},
         link::Link,
-        topology,
+        look::counts,
+        topology::{self, Extent},
     },
     settling::requeue,
 };
@@ -37,10 +38,17 @@ impl Taking {
         serial: u64,
         model: ModelName,
     ) -> Result<Taking, BrokerError> {
+        let queue = broker.names.queue(&model);
+        if broker.extent() == Extent::Declare && counts(link, &queue).await?.is_none() {
+            tracing::warn!(
+                "nothing was ever enqueued for the model {model} in the namespace {}; its queue is made now (what \
+                 there is: `dispatcher status`)",
+                broker.names.namespace()
+            );
+        }
         let side = link.side_channel().await?;
         topology::declare_model(&side, &broker.names, &model, broker.extent()).await?;
         let _ = side.close(200, "done".into()).await;
-        let queue = broker.names.queue(&model);
         let tag = format!("{}-{serial}-{model}", std::process::id());
         let consumer = link
             .channel
