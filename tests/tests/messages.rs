@@ -95,7 +95,8 @@ fn a_worker_writes_only_where_it_is_allowed_to() {
     site.enqueued(&prompts);
     let (other, own) = (tempfile::tempdir().unwrap(), site.dir.path().to_owned());
     let leaving = |allow: &Path, stay| {
-        let mut command = site.consume(&["--exit-when-empty", "--max-idle", "1s", "--wait-for-retries", stay]);
+        let mut command =
+            site.consume(&["--exit-when-empty", "--max-idle", "1s", "--wait-for-retries", stay]);
         command.arg("--allow-save-path").arg(allow);
         end(command).expect(0)
     };

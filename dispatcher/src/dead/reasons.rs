@@ -82,7 +82,11 @@ impl<'a> Group<'a> {
     fn shown(&self) -> String {
         let mut text = String::new();
         for &(word, between, differs) in &self.words {
-            if differs { push_word(&mut text, word) } else { text.push_str(word) }
+            if differs {
+                push_word(&mut text, word)
+            } else {
+                text.push_str(word)
+            }
             text.push_str(between);
         }
         text

@@ -94,6 +94,7 @@ pub mod tests {
             dead: Dead {
                 total: 1,
                 looked: true,
+                others: 0,
                 by: vec![DeadRow { model, run, letters: 1, prompts: 1, kinds }],
             },
             runs,

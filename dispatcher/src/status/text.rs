@@ -201,6 +201,18 @@ mod tests {
     }
 
     #[test]
+    fn dead_letters_of_others_are_told_apart() {
+        let mut report = report(Vec::new());
+        report.dead.others = 3;
+        let here =
+            "1 dead letter (3 dead letters of other models or runs); `dispatcher dead list` says why:\n";
+        assert!(dead(&report).starts_with(here), "{}", dead(&report));
+        report.dead.by.clear();
+        let none = "no dead letters of these (3 dead letters of other models or runs)\n";
+        assert_eq!(dead(&report), none);
+    }
+
+    #[test]
     fn what_does_not_move_has_no_estimate() {
         let mut still = row("r1", State::Running);
         still.prompts_per_second.recent = None;

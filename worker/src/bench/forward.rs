@@ -46,7 +46,10 @@ pub(super) fn measure(
     let layers: Vec<usize> = (0..spec.n_layers()).collect();
     let longest = lengths.iter().copied().max().unwrap_or(0);
     if longest > spec.n_ctx {
-        tracing::warn!("{name} reads at most {} tokens: longer sequences are measured at that length", spec.n_ctx);
+        tracing::warn!(
+            "{name} reads at most {} tokens: longer sequences are measured at that length",
+            spec.n_ctx
+        );
     }
     let mut lengths: Vec<usize> = lengths.iter().map(|n| n.clamp(&1, &spec.n_ctx)).copied().collect();
     lengths.dedup();

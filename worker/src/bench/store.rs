@@ -60,7 +60,10 @@ pub(super) fn measure(dir: &Path, files: &[PathBuf]) -> Result<StoreReport, Stri
         .map_err(|error| format!("making a directory in {}: {error}", dir.display()))?;
     let threads = thread::available_parallelism().map_or(4, usize::from).clamp(4, 16);
 
-    tracing::info!("committing {PROMPTS} prompts from {threads} threads, twice, under {}", scratch.path().display());
+    tracing::info!(
+        "committing {PROMPTS} prompts from {threads} threads, twice, under {}",
+        scratch.path().display()
+    );
     let (done, ready) = timed(|| commits(scratch.path(), "ready", threads, &entries));
     let total = done?;
     let (done, encoded) = timed(|| commits(scratch.path(), "encoded", threads, &encode));
