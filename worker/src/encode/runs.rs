@@ -87,73 +87,117 @@ impl Value for u16 {
     }
 }
 
-/// Appends the steps that spell out `values`.
+/// Values compared at a time in plain Rust.
+const LANES: usize = 8;
+
+/// Pairs of neighbours compared at a time.
+pub(crate) const PAIRS: usize = 64;
+
+/// Appends the steps that spell out `values`; `equal_pairs` is [`equal_pairs`] in some form.
+///
+/// Bits say which values are equal to the next, and only where that changes is anything decided: hardly ever another
+/// way than the time before, which is what processors guess well.
 #[inline(always)]
-pub(crate) fn scan<V: Value>(values: &[V], steps: &mut Vec<Step>) {
-    let mut done = 0;
+pub(crate) fn scan<V: Value>(
+    values: &[V],
+    steps: &mut Vec<Step>,
+    equal_pairs: impl Fn(&[V; PAIRS + 1]) -> u64,
+) {
+    let mut runs = Runs { values, done: 0, start: None, steps };
+    let Some(pairs) = values.len().checked_sub(1) else { return };
+    // Whether the last pair was equal, in the lowest bit.
+    let mut last = 0;
     let mut at = 0;
-    while let Some(start) = next_run(values, at) {
-        let value = values[start];
-        let end = start + run_length(&values[start..]);
+    while at + PAIRS <= pairs {
+        let equal = equal_pairs(values[at..].first_chunk().expect("a value more than pairs"));
+        let mut edges = equal ^ (equal << 1 | last);
+        last = equal >> 63;
+        while edges != 0 {
+            runs.edge(at + edges.trailing_zeros() as usize);
+            edges &= edges - 1;
+        }
+        at += PAIRS;
+    }
+    for at in at..pairs {
+        let equal = u64::from(values[at] == values[at + 1]);
+        if equal != last {
+            runs.edge(at);
+        }
+        last = equal;
+    }
+    runs.end();
+}
+
+/// Where the runs of some values are.
+struct Runs<'a, V> {
+    values: &'a [V],
+    /// Values before it are in the steps.
+    done: usize,
+    /// Where the run begins that has not ended yet.
+    start: Option<usize>,
+    steps: &'a mut Vec<Step>,
+}
+
+impl<V: Value> Runs<'_, V> {
+    /// At value `at`, the one after begins to be equal, or ceases to.
+    #[inline(always)]
+    fn edge(&mut self, at: usize) {
+        match self.start.take() {
+            None => self.start = Some(at),
+            Some(start) => self.run(start, at + 1),
+        }
+    }
+
+    #[inline(always)]
+    fn run(&mut self, start: usize, end: usize) {
+        if V::SHORTEST_RUN > 2 && end - start < V::SHORTEST_RUN {
+            return;
+        }
         // The run's first byte or value is a literal, the rest repeats it.
-        let (head, distance) =
-            if value.is_one_byte() { (1, Distance::BYTE) } else { (V::SIZE, Distance::new(V::SIZE)) };
-        steps.push(Step {
-            literals: ((start - done) * V::SIZE + head) as u32,
+        let (head, distance) = if self.values[start].is_one_byte() {
+            (1, Distance::BYTE)
+        } else {
+            (V::SIZE, Distance::new(V::SIZE))
+        };
+        self.steps.push(Step {
+            literals: ((start - self.done) * V::SIZE + head) as u32,
             matched: ((end - start) * V::SIZE - head) as u32,
             distance,
         });
-        done = end;
-        at = end;
+        self.done = end;
     }
-    if done < values.len() {
-        steps.push(Step {
-            literals: ((values.len() - done) * V::SIZE) as u32,
-            matched: 0,
-            distance: Distance::BYTE,
-        });
+
+    #[inline(always)]
+    fn end(mut self) {
+        let len = self.values.len();
+        if let Some(start) = self.start {
+            self.run(start, len);
+        }
+        if self.done < len {
+            self.steps.push(Step {
+                literals: ((len - self.done) * V::SIZE) as u32,
+                matched: 0,
+                distance: Distance::BYTE,
+            });
+        }
     }
 }
 
-/// Values compared at a time; the loops over them have no early exit, so that they become vector code.
-const LANES: usize = 8;
-
-/// The first index from `from` on at which a run worth a match begins.
+/// Which values are equal to the next, the first in the lowest bit: what every [kernel](super::kernel) gives, in plain
+/// Rust.
 #[inline(always)]
-fn next_run<V: Value>(values: &[V], from: usize) -> Option<usize> {
-    let reach = V::SHORTEST_RUN - 1;
-    let is_run = |at: usize| (1..=reach).all(|k| values[at] == values[at + k]);
-    let mut at = from;
-    while at + LANES + reach <= values.len() {
-        let window = &values[at..at + LANES + reach];
-        let mut any = false;
-        for lane in 0..LANES {
-            let mut equal = true;
-            for k in 1..=reach {
-                equal &= window[lane] == window[lane + k];
-            }
-            any |= equal;
-        }
-        if any {
-            break;
-        }
-        at += LANES;
-    }
-    (at..values.len().saturating_sub(reach)).find(|&at| is_run(at))
-}
-
-/// How many of the first values are equal.
-#[inline(always)]
-fn run_length<V: Value>(values: &[V]) -> usize {
-    let first = values[0];
-    let mut at = 1;
-    for chunk in values[1..].chunks_exact(LANES) {
-        if chunk.iter().fold(false, |differ, &value| differ | (value != first)) {
-            break;
-        }
-        at += LANES;
-    }
-    at + values[at..].iter().take_while(|&&value| value == first).count()
+pub(crate) fn equal_pairs<V: Value>(values: &[V; PAIRS + 1]) -> u64 {
+    (0..PAIRS).step_by(LANES).fold(0, |equal, at| {
+        let is_equal = |pair: usize| values[at + pair] == values[at + pair + 1];
+        // Vector code, without early exits. Mostly all lanes are alike.
+        let count = (0..LANES).fold(0, |count, pair| count + u32::from(is_equal(pair)));
+        let bits = match count as usize {
+            0 => 0,
+            LANES => (1 << LANES) - 1,
+            _ => (0..LANES).fold(0, |bits, pair| bits | u64::from(is_equal(pair)) << pair),
+        };
+        equal | bits << at
+    })
 }
 
 /// What a decoder of steps would give.
@@ -175,7 +219,7 @@ mod tests {
 
     fn steps_of(values: &[u32]) -> Vec<Step> {
         let mut steps = Vec::new();
-        scan(values, &mut steps);
+        scan(values, &mut steps, equal_pairs);
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         assert_eq!(spell(&bytes, &steps), bytes);
         steps

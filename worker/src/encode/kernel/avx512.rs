@@ -13,7 +13,7 @@ use super::super::code::BlockCode;
 use super::super::frequencies::Frequencies;
 use super::super::literals::Tally;
 use super::super::runs::{self, Step, Value};
-use super::write_match;
+use super::{avx2, write_match};
 
 /// Whether this processor has the instructions.
 pub(super) fn available() -> bool {
@@ -28,7 +28,7 @@ pub(super) fn available() -> bool {
 /// [`runs::scan`] compiled for this instruction set.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,bmi1,bmi2,lzcnt")]
 pub(super) fn scan<V: Value>(values: &[V], steps: &mut Vec<Step>) {
-    runs::scan(values, steps);
+    runs::scan(values, steps, |values| avx2::equal_pairs(values));
 }
 
 /// [`Frequencies::of`] compiled for this instruction set.

@@ -4,6 +4,8 @@
 //! All give the same bits: tests compare those that the processor runs.
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod pext;
@@ -13,7 +15,7 @@ use super::bits::{BitWriter, Cursor};
 use super::code::{BlockCode, LITLEN_LIMIT, MATCH_BITS};
 use super::frequencies::Frequencies;
 use super::literals::Tally;
-use super::runs::{Step, Value};
+use super::runs::{self, Step, Value};
 use super::tables::{LONGEST_MATCH, cut_match};
 
 /// How far past the last bit a kernel may write: sixteen words.
@@ -52,7 +54,7 @@ impl Kernel {
     /// Appends the steps that spell out `values`.
     pub(crate) fn scan<V: Value>(self, values: &[V], steps: &mut Vec<Step>) {
         match self {
-            Kernel::Portable => super::runs::scan(values, steps),
+            Kernel::Portable => runs::scan(values, steps, runs::equal_pairs),
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the variant only exists where `available` said so.
             Kernel::Pext => unsafe { pext::scan(values, steps) },

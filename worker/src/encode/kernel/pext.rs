@@ -11,7 +11,7 @@ use super::super::frequencies::Frequencies;
 use super::super::literals::Tally;
 use super::super::runs::{self, Distance, Step, Value};
 use super::super::tables::{LONGEST_MATCH, SHORTEST_MATCH};
-use super::write_match;
+use super::{avx2, write_match};
 
 /// Whether this processor has the instructions, and is quick with `pext`.
 pub(super) fn available() -> bool {
@@ -33,7 +33,7 @@ fn is_pext_fast() -> bool {
 /// [`runs::scan`] compiled for this instruction set.
 #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
 pub(super) fn scan<V: Value>(values: &[V], steps: &mut Vec<Step>) {
-    runs::scan(values, steps);
+    runs::scan(values, steps, |values| avx2::equal_pairs(values));
 }
 
 /// [`Frequencies::of`] compiled for this instruction set.

@@ -116,7 +116,7 @@ fn softmax_output_is_not_compressed_twice() {
         let bits: &[u32] = bytemuck::cast_slice(&values);
         let bytes: &[u8] = bytemuck::cast_slice(&values);
         let mut steps = Vec::new();
-        runs::scan(bits, &mut steps);
+        runs::scan(bits, &mut steps, runs::equal_pairs);
         assert_eq!(repeats::find::<u32>(bytes, 0..bytes.len(), n, &steps), Repeats::Nothing);
     }
 }
