@@ -36,6 +36,11 @@ fn both_say(site: &Site, code: i32, text: &str, environment: &[(&str, &str)]) {
     }
 }
 
+/// The rights that README.md says a user needs on the names of a site.
+fn rights(site: &Site) -> String {
+    format!("^{}\\.", site.namespace)
+}
+
 #[test]
 fn who_cannot_come_in_is_told_why() {
     let broker = broker::shared();
@@ -62,8 +67,9 @@ fn who_cannot_come_in_is_told_why() {
 #[test]
 fn a_password_comes_from_a_file() {
     let broker = broker::shared();
-    broker.add_user("filed", "out-of-a-file", ".*", ".*", ".*");
     let site = Site::at(broker.url_as("somebody", "sesame", "/"), "filed");
+    let rights = rights(&site);
+    broker.add_user("filed", "out-of-a-file", &rights, &rights, &rights);
     let file = site.dir.path().join("password");
     fs::write(&file, "out-of-a-file\n").unwrap();
     let login = [("LENSPOOL_QUEUE_USER", "filed"), ("LENSPOOL_QUEUE_PASSWORD_FILE", file.to_str().unwrap())];
@@ -80,8 +86,8 @@ fn a_password_comes_from_a_file() {
 #[test]
 fn who_may_not_declare_is_told_and_can_do_without() {
     let broker = broker::shared();
-    broker.add_user("guest2", "pw", "^$", ".*", ".*");
     let mut site = Site::new("undeclared");
+    broker.add_user("guest2", "pw", "^$", &rights(&site), &rights(&site));
     let own = site.url.clone();
     site.url = broker.url_as("guest2", "pw", "/");
     both_say(&site, 78, "does not let this user declare", &[]);
@@ -103,8 +109,8 @@ fn who_may_not_declare_is_told_and_can_do_without() {
 #[test]
 fn what_topology_prints_is_made_by_an_administrator_and_does_for_users_who_may_not_declare() {
     let broker = broker::shared();
-    broker.add_user("user", "pw", "^$", ".*", ".*");
     let mut site = Site::new("topology");
+    broker.add_user("user", "pw", "^$", &rights(&site), &rights(&site));
     let (own, args) = (site.url.clone(), ["topology", "--model", MODEL]);
     let printed = end(site.dispatcher(&[&args[..], &["--json"]].concat())).expect(0);
     let list = end(site.dispatcher(&args)).expect(0).stdout;
@@ -133,6 +139,9 @@ fn what_topology_prints_is_made_by_an_administrator_and_does_for_users_who_may_n
     end(first).expect(0).says("does not see the data directory");
     fs::rename(&moved, &save).unwrap();
     assert_eq!(end(second).expect(0).json()["done"], 12);
+    let status = end(site.dispatcher(&["status", "--json"])).expect(0).json();
+    assert_eq!((&status["runs"][0]["state"], &status["runs"][0]["committed"]), (&"done".into(), &12.into()));
+    end(site.dispatcher(&["dead", "list"])).expect(0);
     // Whoever may declare finds nothing to object to.
     site.url = own;
     assert_eq!(end(site.enqueue(&prompts)).expect(0).json()["models"][0]["cached"], 12);

@@ -40,6 +40,13 @@ pub struct BatchMemory {
     pub source: MemorySource,
 }
 
+impl BatchMemory {
+    /// Bytes of a batch's patterns where so many processes share what is available.
+    pub fn shared_by(&self, processes: u64) -> u64 {
+        (self.available / PART / processes.max(1)).clamp(SMALLEST, LARGEST)
+    }
+}
+
 impl fmt::Display for BatchMemory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let size = |bytes| bytesize::ByteSize(bytes).display().iec();
@@ -196,6 +203,16 @@ mod tests {
     fn a_machine_that_does_not_tell_gets_a_modest_batch() {
         let memory = batch_memory_under(root(&[]).path());
         assert_eq!((memory.batch_bytes, memory.source), (GIB / 2, MemorySource::Unknown));
+    }
+
+    #[test]
+    fn several_processes_share_the_machine_and_not_the_largest_batch() {
+        let large = BatchMemory { batch_bytes: LARGEST, available: 64 * GIB, source: MemorySource::Machine };
+        assert_eq!(
+            [1, 2, 8, 0].map(|processes| large.shared_by(processes)),
+            [2 * GIB, 2 * GIB, GIB, 2 * GIB]
+        );
+        assert_eq!(large.shared_by(1000), SMALLEST);
     }
 
     #[test]

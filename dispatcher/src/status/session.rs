@@ -185,7 +185,10 @@ fn row(follower: &mut Follower, seen: &Seen, now: Timestamp) -> RunRow {
             "its files under {} cannot be seen from this machine; look where that is mounted",
             part.layout.bookkeeping().display()
         )),
-        Some(figures) => note(figures, queue.map(|queue| (queue.ready, queue.consumers)), goes_on),
+        Some(figures) => {
+            let queue = queue.map(|queue| (queue.ready, queue.consumers));
+            note(figures, queue, seen.retry.iter().any(|retry| retry.waiting > 0), goes_on)
+        }
     });
     let registered = part.entry.as_ref();
     RunRow {
@@ -210,16 +213,22 @@ fn row(follower: &mut Follower, seen: &Seen, now: Timestamp) -> RunRow {
     }
 }
 
-/// What a person who wonders why nothing moves should know; `queue` is ready jobs and consumers.
-fn note(figures: &Figures, queue: Option<(u64, u64)>, goes_on: &str) -> Option<String> {
+/// What a person who wonders why nothing moves should know; `queue` is ready jobs and consumers, `waits` whether any
+/// job waits for another try.
+fn note(figures: &Figures, queue: Option<(u64, u64)>, waits: bool, goes_on: &str) -> Option<String> {
     match (figures.state, queue) {
         (State::Interrupted, _) => Some(format!("publishing was interrupted; {goes_on} goes on")),
         (State::Running, Some((1.., 0))) => {
             Some("no worker takes its jobs; start `worker consume`".to_owned())
         }
+        (State::Running, Some((0, 0))) if waits && figures.recent.is_none() => Some(format!(
+            "{} prompts are not done; jobs that wait for another try come back by themselves, for workers that are there \
+             then",
+            figures.pending
+        )),
         (State::Running, Some((0, 0))) if figures.recent.is_none() => Some(format!(
-            "{} prompts are not done, and the queue is empty: another try may be waiting, or a job was purged; \
-             enqueue the same prompts again to have them computed",
+            "{} prompts are not done, and the queue is empty: a job was purged, or no queue was there; enqueue the same \
+             prompts again to have them computed",
             figures.pending
         )),
         _ => None,
@@ -244,10 +253,12 @@ mod tests {
             overall: None,
             eta: None,
         };
-        let said = |state, queue| note(&figures(state), queue, "enqueue").unwrap_or_default();
+        let said = |state, queue| note(&figures(state), queue, false, "enqueue").unwrap_or_default();
         assert!(said(State::Interrupted, None).contains("enqueue"));
         assert!(said(State::Running, Some((5, 0))).contains("worker consume"));
         assert!(said(State::Running, Some((0, 0))).starts_with("9 prompts are not done"));
+        let waits = note(&figures(State::Running), Some((0, 0)), true, "enqueue").unwrap();
+        assert!(waits.contains("come back by themselves"), "{waits}");
         assert_eq!(said(State::Running, Some((5, 1))), "");
         assert_eq!(said(State::Done, Some((0, 0))), "");
     }

@@ -81,7 +81,7 @@ impl Share {
         let workers = workers.max(1);
         let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let threads = || NonZeroUsize::new((cores / workers).max(1));
-        let memory = || default_batch_memory().batch_bytes / workers as u64;
+        let memory = || default_batch_memory().shared_by(workers as u64);
         Share {
             threads: if run.threads.is_some() { None } else { threads() },
             batch_bytes: if run.batch_memory.is_some() { None } else { Some(memory()) },

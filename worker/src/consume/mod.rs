@@ -28,6 +28,7 @@ use report::Report;
 
 use crate::{
     data_directory::DataDirectory,
+    model::device::DeviceChoice,
     run::pipeline_of,
     serve::{self, End, Event, JobEnd, Models, ServeError, Shutdown},
     signals,
@@ -60,6 +61,14 @@ pub fn run(settings: &Settings, json: bool) -> Exit {
         }
     };
     options.compute.prepare();
+    let (asked, device) = (options.compute.device, options.compute.device.resolve());
+    let why = match (asked, device) {
+        (DeviceChoice::Auto, DeviceChoice::Cpu) => {
+            " (no GPU that this build can use; --device cuda says what is missing)"
+        }
+        _ => "",
+    };
+    tracing::info!("computing on {device}{why}");
     let models = PinnedModels { hub: options.hub.clone(), device: options.compute.device };
     run_with(options, models, json)
 }

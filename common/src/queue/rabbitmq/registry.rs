@@ -54,8 +54,8 @@ impl Publisher {
         let body = serde_json::to_vec(entry).expect("an entry is plain data");
         self.confirm_all().await?;
         self.send(Message {
-            exchange: String::new(),
-            routing_key: names.runs(),
+            exchange: names.runs(),
+            routing_key: String::new(),
             properties: BasicProperties::default().with_content_type("application/json".into()),
             body,
             what: format!("the entry of run {}", entry.run),

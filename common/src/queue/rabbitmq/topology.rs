@@ -104,7 +104,7 @@ impl Names {
         format!("{}.dead", self.namespace)
     }
 
-    /// The stream of what was enqueued.
+    /// The exchange and the stream of what was enqueued.
     pub fn runs(&self) -> String {
         format!("{}.runs", self.namespace)
     }
@@ -183,10 +183,14 @@ impl Names {
 
     fn exchanges(&self) -> Vec<(String, ExchangeKind)> {
         let retries = self.delays.iter().map(|&delay| (self.retry(delay), ExchangeKind::Fanout));
-        [(self.jobs(), ExchangeKind::Direct), (self.dead_exchange(), ExchangeKind::Direct)]
-            .into_iter()
-            .chain(retries)
-            .collect()
+        [
+            (self.jobs(), ExchangeKind::Direct),
+            (self.dead_exchange(), ExchangeKind::Direct),
+            (self.runs(), ExchangeKind::Fanout),
+        ]
+        .into_iter()
+        .chain(retries)
+        .collect()
     }
 
     /// Every queue that is not one model's.
@@ -203,7 +207,8 @@ impl Names {
                 ("x-max-length-bytes", RUNS_BYTES.into()),
                 ("x-stream-max-segment-size-bytes", (RUNS_BYTES / 8).into()),
             ],
-            bound: None,
+            // Not the default exchange: so rights on the namespace's names are all that a user needs.
+            bound: Some((self.runs(), String::new())),
         };
         let retries = self.delays.iter().map(|&delay| QueuePlan {
             name: self.retry(delay),
