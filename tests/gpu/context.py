@@ -62,7 +62,7 @@ class Context:
     def describe_machine(self) -> None:
         self.report.lines += machine.describe(self.cuda_card)
         if self.cuda_card is not None:
-            variables, lines = machine.cuda_environment()
+            variables, lines = machine.cuda_environment(self.args.python)
             self.env.update(variables)
             self.report.lines += lines
         kind = "memory" if self.in_memory else "local disk"
