@@ -141,7 +141,8 @@ pub fn load(
         }
         DeviceChoice::Cuda(_) | DeviceChoice::Wgpu => {
             let device = choice.open()?;
-            // What an engine before this one has left in pools is not free yet.
+            // What an engine before this one has left in pools is not free yet. Each thread has pools of its own; burn
+            // empties them all.
             device.memory_cleanup();
             let (room, packing) = (choice.room(), Packing::Padded { n_ctx: spec.n_ctx });
             let ops = Ops::Composed(numerics);
