@@ -9,6 +9,7 @@ mod checkpoint;
 mod cuda;
 pub mod device;
 mod device_engine;
+mod device_error;
 mod embed;
 mod failure;
 mod footprint;
@@ -116,7 +117,7 @@ impl LoadError {
     /// Whether trying again may help.
     pub fn kind(&self) -> FailureKind {
         match self {
-            LoadError::Device(DeviceError::Failed(_)) => FailureKind::Retryable,
+            LoadError::Device(error) => error.kind(),
             _ => FailureKind::Permanent,
         }
     }
