@@ -21,6 +21,8 @@ use super::{
 
 /// A header that every build of CUDA's headers has.
 const HEADER: &str = "cuda_fp16.h";
+/// One that kernels for tensor cores include, and that includes one of another package in turn.
+const TENSOR_CORES: &str = "mma.h";
 
 /// The devices found to be usable. Their contexts are the ones that burn's runtime uses, and stay as long as it does.
 static USABLE: LazyLock<Mutex<HashMap<usize, Arc<CudaContext>>>> = LazyLock::new(Mutex::default);
@@ -69,6 +71,15 @@ fn look(index: usize) -> Result<Arc<CudaContext>, DeviceError> {
             })
         }
     }
+}
+
+/// Why kernels for device `index`'s tensor cores do not compile, where that is so for some: tuning then chooses among the
+/// others.
+pub(super) fn without_tensor_cores(index: usize) -> Option<String> {
+    let usable = USABLE.lock().unwrap_or_else(PoisonError::into_inner);
+    let context = usable.get(&index)?;
+    let (architecture, include) = (architecture(context).ok()?, cuda_path()?.join("include"));
+    compile(&nothing(TENSOR_CORES), &architecture, &include).err().map(|error| said(&error))
 }
 
 /// The device's architecture as burn's runtime names it to NVRTC.

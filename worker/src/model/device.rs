@@ -109,6 +109,19 @@ impl DeviceChoice {
             DeviceChoice::Cuda(index) => cuda_room(index),
         }
     }
+
+    /// Warns where products that may use tensor cores may have to do without.
+    pub(super) fn warn_without_tensor_cores(self) {
+        if let DeviceChoice::Cuda(index) = self.resolve()
+            && let Some(reason) = cuda_without_tensor_cores(index)
+        {
+            tracing::warn!(
+                "--device cuda:{index}: kernels that use tensor cores do not all compile ({reason}), so half precision \
+                 and TF32 may be slow; install the package cuda-crt of the same version, which has crt/mma.h, and remove \
+                 the kernel cache: it keeps what was fastest without"
+            );
+        }
+    }
 }
 
 /// Where a GPU's compiled and tuned kernels are kept where nobody says: in the user's cache directory, `lenspool` and the
@@ -156,6 +169,16 @@ fn cuda_room(index: usize) -> Option<Room> {
 
 #[cfg(not(feature = "cuda"))]
 fn cuda_room(_: usize) -> Option<Room> {
+    None
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_without_tensor_cores(index: usize) -> Option<String> {
+    super::cuda::without_tensor_cores(index)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_without_tensor_cores(_: usize) -> Option<String> {
     None
 }
 

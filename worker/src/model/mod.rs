@@ -142,6 +142,9 @@ pub fn load(
         }
         DeviceChoice::Cuda(_) | DeviceChoice::Wgpu => {
             let device = choice.open()?;
+            if numerics != Numerics::default() {
+                choice.warn_without_tensor_cores();
+            }
             // What an engine before this one has left in pools is not free yet. Each thread has pools of its own; burn
             // empties them all.
             device.memory_cleanup();
