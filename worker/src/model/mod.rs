@@ -21,7 +21,10 @@ mod transformer;
 mod values;
 mod weights;
 
-use std::path::{Path, PathBuf};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::{Path, PathBuf},
+};
 
 use burn::tensor::Device;
 use common::{
@@ -181,8 +184,7 @@ fn load_as(
     if let Some(room) = room {
         room.takes(loader.bytes(&plan, highest_layer))?;
     }
-    // Weights stay as long as the model: no use in pools made for what comes and goes.
-    device.memory_persistent_allocations((), |()| {
+    let make = || {
         let projection = plan.embedding_projection.as_ref().map(|plan| loader.linear(&[plan]));
         Ok(Transformer {
             ops,
@@ -199,7 +201,11 @@ fn load_as(
             n_layers,
             device: device.clone(),
         })
-    })
+    };
+    // Weights stay as long as the model: no use in pools made for what comes and goes. A panic waits until the device
+    // is told that what follows does come and go: it would never be told otherwise.
+    let made = device.memory_persistent_allocations((), |()| catch_unwind(AssertUnwindSafe(&make)));
+    made.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 #[cfg(test)]
