@@ -109,7 +109,7 @@ fn nothing(header: &str) -> String {
 }
 
 /// What NVRTC makes of `source` with the options of burn's runtime.
-fn compile(source: &str, architecture: &str, include: &Path) -> Result<Ptx, CompileError> {
+pub(super) fn compile(source: &str, architecture: &str, include: &Path) -> Result<Ptx, CompileError> {
     let cccl = include.join("cccl");
     let includes = [Some(include), cccl.exists().then_some(cccl.as_path())].into_iter().flatten();
     let options = CompileOptions {
@@ -130,7 +130,7 @@ fn uncompiled(index: usize, compiler: CudaVersion, architecture: &str, error: &C
 }
 
 /// The line of NVRTC's log that says what is wrong, else its code.
-fn said(error: &CompileError) -> String {
+pub(super) fn said(error: &CompileError) -> String {
     let CompileError::CompileError { nvrtc, log, .. } = error else { return error.to_string() };
     let log = log.to_string_lossy();
     let line = log.lines().map(str::trim).find(|line| line.contains("error"));
