@@ -12,6 +12,10 @@ class Failed(Exception):
     """A command ended badly; the text says how."""
 
 
+class TimedOut(Failed):
+    """It had to be stopped."""
+
+
 class Skipped(Exception):
     """Something is missing; the text says what."""
 
@@ -50,6 +54,8 @@ class Done:
         return f"{how}: {' / '.join(said[-3:])[-400:]}" if said else how
 
     def expect(self) -> "Done":
+        if self.timed_out:
+            raise TimedOut(self.why())
         if self.code != 0:
             raise Failed(self.why())
         return self

@@ -45,10 +45,12 @@ class Context:
         self.cuda_card = machine.card_index(args.device) if args.device.startswith(("cuda", "auto")) else None
         self.sampler = None
         # Nothing of this machine's settings counts.
-        ours = ("LENSPOOL_", "CUBECL_", "RUST_LOG")
+        ours = ("LENSPOOL_", "CUBECL_", "RUST_LOG", "CUDA_CACHE_")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
         self.env = {**kept, "XDG_CONFIG_HOME": str(scratch), "HF_HOME": str(scratch / "hub"), "HF_HUB_OFFLINE": "1",
-                    "TRANSFORMERS_OFFLINE": "1", "LENSPOOL_RUN_KERNEL_CACHE": str(scratch / "kernels")}  # fmt: skip
+                    "TRANSFORMERS_OFFLINE": "1", "LENSPOOL_RUN_KERNEL_CACHE": str(scratch / "kernels"),
+                    # The driver keeps what it makes of kernels, too; a first run is to be a cold one.
+                    "CUDA_CACHE_PATH": str(scratch / "driver")}  # fmt: skip
         self.checkpoint = None
 
     def left(self) -> float:
@@ -62,7 +64,7 @@ class Context:
     def describe_machine(self) -> None:
         self.report.lines += machine.describe(self.cuda_card)
         if self.cuda_card is not None:
-            variables, lines = machine.cuda_environment()
+            variables, lines = machine.cuda_environment(self.args.python)
             self.env.update(variables)
             self.report.lines += lines
         kind = "memory" if self.in_memory else "local disk"

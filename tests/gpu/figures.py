@@ -6,7 +6,7 @@ import shutil
 import time
 
 import machine
-from commands import Skipped
+from commands import Skipped, TimedOut
 from context import Context
 
 
@@ -21,11 +21,18 @@ class Figures:
         self.write_rate = None
 
     def warm_up(self, n: int, batch: int) -> None:
-        """A first run, thrown away: it fills the kernel cache, and its rate says how many prompts to measure with."""
-        _, model = self.context.worker_run(f"warm-{n}-{batch}", n, batch, 2 * batch, most=90)
+        """A first run, thrown away: it fills the kernel cache, and its rate says how many prompts to measure with. One
+        that takes too long is tried again: kernels are kept one by one."""
+        cold, most = True, 90 if self.cases else 150
+        try:
+            _, model = self.context.worker_run(f"warm-{n}-{batch}", n, batch, 2 * batch, most=most)
+        except TimedOut as stopped:
+            cold, why = False, f"{stopped}; tried again with the kernels it kept"
+            self.report.skip(f"a cold warm-up, n {n}, batch {batch}", why)
+            _, model = self.context.worker_run(f"warm-{n}-{batch}-again", n, batch, 2 * batch, most=90)
         seconds = model["seconds"]
         busy = max(1e-3, model["total_seconds"] - seconds["load"] - seconds["warm_up"])
-        self.cases[n, batch] = {"cold": seconds["warm_up"], "rate": model["done"] / busy,
+        self.cases[n, batch] = {"cold": seconds["warm_up"] if cold else None, "rate": model["done"] / busy,
                                 "a_prompt": model["npz_bytes"] / model["done"]}  # fmt: skip
 
     def run_case(self, n: int, batch: int) -> None:

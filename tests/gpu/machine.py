@@ -3,10 +3,10 @@
 import atexit
 import ctypes
 import glob
+import json
 import os
 import pathlib
 import shutil
-import site
 import subprocess
 import sys
 import tempfile
@@ -65,42 +65,74 @@ def loadable(*names: str) -> "str | None":
     return None
 
 
-def pip_folders(pattern: str) -> list:
-    """Files of NVIDIA's Python packages, which bring libraries and headers along with torch."""
-    roots = [*site.getsitepackages(), site.getusersitepackages()]
-    found = {path for root in roots for path in glob.glob(f"{root}/nvidia/{pattern}", recursive=True)}
-    return sorted(found, reverse=True)
+def pip_roots(python: str) -> list:
+    """Where an interpreter's packages are: torch brings NVIDIA's libraries and headers along."""
+    code = "import json, site; print(json.dumps([*site.getsitepackages(), site.getusersitepackages()]))"
+    try:
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=20, check=True)
+        return json.loads(done.stdout.strip().splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return []
 
 
-def cuda_environment() -> "tuple[dict, list]":
-    """Variables that let the worker find NVRTC and CUDA's headers where only Python's packages have them, and lines
-    that say what was found."""
+def find(roots: list, *patterns: str) -> list:
+    """Files under `roots`: by root, then by pattern, the newest by name first."""
+    places = [f"{root}/{pattern}" for root in roots for pattern in patterns]
+    return [path for place in places for path in sorted(glob.glob(place), reverse=True)]
+
+
+def folder_for_now(name: str) -> str:
+    """A folder that goes with this process."""
+    folder = tempfile.mkdtemp(prefix=f"lenspool-{name}-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def pip_headers(roots: list) -> "str | None":
+    """CUDA's headers as one folder to set CUDA_PATH to. Each of NVIDIA's packages has its own, and none of those that
+    torch wants has crt/, which mma.h includes; Triton has."""
+    if not find(roots, "nvidia/*/include/cuda_fp16.h"):
+        return None
+    folder = folder_for_now("cuda")
+    os.mkdir(f"{folder}/include")
+    for path in find(roots, "nvidia/*/include/*", "triton/backends/nvidia/include/crt"):
+        link = f"{folder}/include/{os.path.basename(path)}"
+        if not os.path.lexists(link):
+            os.symlink(path, link)
+    return folder
+
+
+def cuda_environment(python: str) -> "tuple[dict, list]":
+    """Variables that let the worker find NVRTC and CUDA's headers where it would not look, in `python`'s packages at
+    last; and lines that say what was found."""
     variables, lines = {}, []
     driver = loadable("libcuda.so.1", "libcuda.so")
     lines.append(f"driver library: {driver or 'none (libcuda.so.1)'}")
-    # Those the worker looks for; CUDA 13's Python package has a third, which it finds by a link.
+    toolkits = [path for path in (os.environ.get("CUDA_PATH"), "/usr/local/cuda", "/opt/cuda") if path]
+    roots = pip_roots(python)
+    # Those the worker looks for; where there is only CUDA 13's third, it finds that by a link.
     names = ["libnvrtc.so", "libnvrtc.so.12"]
     found = loadable(*names)
     if not found:
-        files = [path for path in pip_folders("**/libnvrtc.so*") if path.rsplit("/", 1)[1] in [*names, "libnvrtc.so.13"]]
+        files = [file for name in [*names, "libnvrtc.so.13"]
+                 for file in find(toolkits, f"lib64/{name}", f"targets/*/lib/{name}")]  # fmt: skip
+        files += [file for name in [*names, "libnvrtc.so.13"] for file in find(roots, f"nvidia/*/lib/{name}")]
         if files:
-            found, folder = files[0], files[0].rsplit("/", 1)[0]
+            found, folder = files[0], os.path.dirname(files[0])
             folders = [folder]
             if found.endswith(".13"):
-                link = tempfile.mkdtemp(prefix="lenspool-nvrtc-")
-                atexit.register(shutil.rmtree, link, ignore_errors=True)
-                os.symlink(found, f"{link}/libnvrtc.so")
-                folders.insert(0, link)
+                folders.insert(0, folder_for_now("nvrtc"))
+                os.symlink(found, f"{folders[0]}/libnvrtc.so")
             before = os.environ.get("LD_LIBRARY_PATH")
             variables["LD_LIBRARY_PATH"] = ":".join([*folders, *([before] if before else [])])
     lines.append(f"NVRTC: {found or 'none'}")
-    places = [os.environ.get("CUDA_PATH"), "/usr/local/cuda", "/opt/cuda"]
-    headers = next((place for place in places if place and os.path.exists(f"{place}/include/cuda_fp16.h")), None)
-    if not headers:
-        files = pip_folders("**/include/cuda_fp16.h")
-        if files:
-            headers = variables["CUDA_PATH"] = files[0].rsplit("/include/", 1)[0]
-    lines.append(f"CUDA headers: {headers or 'none'}")
+    headers = next((path for path in [*toolkits, "/usr"] if os.path.exists(f"{path}/include/cuda_fp16.h")), None)
+    headers = headers or pip_headers(roots)
+    if headers and headers != os.environ.get("CUDA_PATH"):
+        # The worker takes the first folder that exists, with headers or not.
+        variables["CUDA_PATH"] = headers
+    whole = headers and os.path.exists(f"{headers}/include/crt/mma.h")
+    lines.append(f"CUDA headers: {headers or 'none'}" + ("" if whole or not headers else ", without crt/mma.h"))
     if variables:
         lines.append("set for the worker: " + ", ".join(f"{key}={value}" for key, value in variables.items()))
     return variables, lines

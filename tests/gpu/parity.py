@@ -20,7 +20,8 @@ class Parity:
         where = json.dumps(str(folder / "kernels"))
         config = f"[environment]\npath = {{ directory = {where} }}\n[compilation]\ncache = true\n"
         (folder / "cubecl.toml").write_text(config)
-        env = {"LENSPOOL_TEST_DEVICE": device, "LENSPOOL_TEST_FIXTURES": str(REPO / "tests" / "fixtures")}
+        env = {"LENSPOOL_TEST_DEVICE": device, "LENSPOOL_TEST_FIXTURES": str(REPO / "tests" / "fixtures"),
+               "CUDA_CACHE_PATH": str(folder / "driver")}  # fmt: skip
         return self.context.call(name, [binary, *arguments, "--nocapture"], env, most, folder)
 
     def find_binary(self, pattern: str, given: "pathlib.Path | None", test: str) -> pathlib.Path:

@@ -6,7 +6,11 @@ use std::{
     future::Future,
     path::PathBuf,
     pin::Pin,
-    sync::{Arc, Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     thread::JoinHandle,
     time::Duration,
 };
@@ -52,6 +56,16 @@ struct Behaviour {
 struct FakeEngine {
     behaviour: Behaviour,
     batches: usize,
+    /// Engines there are.
+    live: Arc<AtomicUsize>,
+}
+
+impl Drop for FakeEngine {
+    fn drop(&mut self) {
+        // As a device takes a while to give its memory back.
+        std::thread::sleep(Duration::from_millis(20));
+        self.live.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Engine for FakeEngine {
@@ -142,6 +156,7 @@ impl FakeEngine {
 struct FakeModels {
     behaviour: Behaviour,
     opened: Arc<Mutex<usize>>,
+    live: Arc<AtomicUsize>,
     error: Option<Scope>,
 }
 
@@ -153,7 +168,9 @@ impl Models for FakeModels {
                 Err(OpenError { kind: FailureKind::Permanent, scope, reason: "no such model".into() })
             }
             None => {
-                let engine = FakeEngine { behaviour: self.behaviour, batches: 0 };
+                self.live.fetch_add(1, Ordering::Relaxed);
+                let engine =
+                    FakeEngine { behaviour: self.behaviour, batches: 0, live: Arc::clone(&self.live) };
                 let engine: Box<dyn Engine> = match self.behaviour.late {
                     true => Box::new(LateEngine::new(engine)),
                     false => Box::new(engine),
@@ -263,8 +280,13 @@ impl Story {
         }
         drop(publisher);
         let opened = Arc::new(Mutex::new(0));
-        let models =
-            FakeModels { behaviour: self.behaviour, opened: Arc::clone(&opened), error: self.open_error };
+        let live = Arc::new(AtomicUsize::new(0));
+        let models = FakeModels {
+            behaviour: self.behaviour,
+            opened: Arc::clone(&opened),
+            live: Arc::clone(&live),
+            error: self.open_error,
+        };
         let (mut failed, mut cached, mut unfinished, mut handed_back, mut begun) = (Vec::new(), 0, 0, 0, 0);
         let stop = self.shutdown.stop.clone();
         let observe = |event: &Event| match event {
@@ -284,6 +306,7 @@ impl Story {
         let end = tokio::time::timeout(Duration::from_secs(30), served)
             .await
             .expect("the pipeline came to its end");
+        assert_eq!(live.load(Ordering::Relaxed), 0, "an engine outlives serving");
         let commits = std::mem::take(&mut *self.store.commits.lock().unwrap());
         let opened = *opened.lock().unwrap();
         Told { end, commits, failed, cached, unfinished, handed_back, opened }
@@ -518,7 +541,7 @@ async fn a_settlement_that_takes_long_holds_up_no_other() {
     drop(publisher);
     let mut queue = Stalled { queue: consumer, done: watch::Sender::default(), until: 5 };
     let behaviour = Behaviour { refuses: Some(9), ..Behaviour::default() };
-    let models = FakeModels { behaviour, opened: Arc::default(), error: None };
+    let models = FakeModels { behaviour, opened: Arc::default(), live: Arc::default(), error: None };
     let (options, mut settled) = (options(), Vec::new());
     let observe = |event: &Event| {
         if let Event::JobSettled { failures, .. } = event {

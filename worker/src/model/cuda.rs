@@ -1,22 +1,42 @@
-//! What CUDA needs at run time, looked for before burn does: burn's runtime panics on threads of its own where a
-//! library is missing.
+//! What CUDA needs at run time, looked for before burn does: burn's runtime panics on threads of its own where
+//! something is missing.
 
-use std::path::PathBuf;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    path::{Path, PathBuf},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+};
 
 use burn::cubecl::config::{CubeClRuntimeConfig, RuntimeConfig, cache::CacheConfig};
 use cubecl_cuda::install::cuda_path;
-use cudarc::{driver::CudaContext, nvrtc::compile_ptx};
+use cudarc::{
+    driver::{CudaContext, DriverError},
+    nvrtc::{CompileError, CompileOptions, Ptx, compile_ptx_with_opts},
+};
 
 use super::{
     device::{CudaVersion, DeviceError},
     footprint::Room,
 };
 
-/// A header that kernels include; where it is, the others are.
+/// A header that every build of CUDA's headers has.
 const HEADER: &str = "cuda_fp16.h";
+/// One that kernels for tensor cores include, and that includes one of another package in turn.
+const TENSOR_CORES: &str = "mma.h";
 
-/// Whether device `index` can be used, and what is missing where it cannot.
+/// The devices found to be usable. Their contexts are the ones that burn's runtime uses, and stay as long as it does.
+static USABLE: LazyLock<Mutex<HashMap<usize, Arc<CudaContext>>>> = LazyLock::new(Mutex::default);
+
+/// Whether device `index` can be used, and what is missing where it cannot; looked into again until it can.
 pub(super) fn check(index: usize) -> Result<(), DeviceError> {
+    let mut usable = USABLE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Entry::Vacant(place) = usable.entry(index) {
+        place.insert(look(index)?);
+    }
+    Ok(())
+}
+
+fn look(index: usize) -> Result<Arc<CudaContext>, DeviceError> {
     // SAFETY: both calls only try to load a library by the names it goes by.
     let (driver, nvrtc) =
         unsafe { (cudarc::driver::sys::is_culib_present(), cudarc::nvrtc::sys::is_culib_present()) };
@@ -30,36 +50,91 @@ pub(super) fn check(index: usize) -> Result<(), DeviceError> {
     if !nvrtc {
         return Err(DeviceError::NoCompiler { index });
     }
-    check_compiler(index)?;
+    let no_context = |error: DriverError| DeviceError::NoContext { index, reason: error.to_string() };
+    let context = CudaContext::new(index).map_err(no_context)?;
+    let architecture = architecture(&context).map_err(no_context)?;
     let include = cuda_path().map(|path| path.join("include"));
-    match include {
-        Some(include) if include.join(HEADER).is_file() => Ok(()),
-        include => Err(DeviceError::NoHeaders { index, looked: include.map(|dir| dir.join(HEADER)) }),
+    let Some(include) = include.as_deref().filter(|include| include.join(HEADER).is_file()) else {
+        return Err(DeviceError::NoHeaders { index, looked: include.map(|dir| dir.join(HEADER)) });
+    };
+    let (compiler, driver) = versions();
+    tracing::debug!("the driver is of CUDA {driver}, NVRTC of CUDA {compiler}, the device {architecture}");
+    let kernel = compile(&nothing(HEADER), &architecture, include)
+        .map_err(|error| uncompiled(index, compiler, &architecture, &error))?;
+    match context.load_module(kernel) {
+        Ok(_) => Ok(context),
+        Err(error) => {
+            let reason = error.to_string();
+            Err(match compiler > driver {
+                true => DeviceError::NewCompiler { index, compiler, driver, reason },
+                false => DeviceError::NotLoaded { index, driver, reason },
+            })
+        }
     }
 }
 
-/// Whether the driver loads what NVRTC compiles. Where NVRTC is the newer of the two it most often does not, and every
-/// kernel would fail; so then one without content is tried.
-fn check_compiler(index: usize) -> Result<(), DeviceError> {
+/// Why kernels for device `index`'s tensor cores do not compile, where that is so for some: tuning then chooses among the
+/// others.
+pub(super) fn without_tensor_cores(index: usize) -> Option<String> {
+    let usable = USABLE.lock().unwrap_or_else(PoisonError::into_inner);
+    let context = usable.get(&index)?;
+    let (architecture, include) = (architecture(context).ok()?, cuda_path()?.join("include"));
+    compile(&nothing(TENSOR_CORES), &architecture, &include).err().map(|error| said(&error))
+}
+
+/// The device's architecture as burn's runtime names it to NVRTC.
+fn architecture(context: &CudaContext) -> Result<String, DriverError> {
+    let (major, minor) = context.compute_capability()?;
+    let specific = if major >= 9 { "a" } else { "" };
+    Ok(format!("sm_{major}{minor}{specific}"))
+}
+
+/// NVRTC's version and the newest that the driver knows; zeros where one does not say.
+fn versions() -> (CudaVersion, CudaVersion) {
     let (mut driver, mut major, mut minor) = (0, 0, 0);
     // SAFETY: both calls only write to the numbers they are given, and both libraries are there.
-    let known = unsafe {
-        let driver = cudarc::driver::sys::cuDriverGetVersion(&mut driver);
-        driver.result().is_ok() && cudarc::nvrtc::sys::nvrtcVersion(&mut major, &mut minor).result().is_ok()
+    let _ = unsafe {
+        (
+            cudarc::driver::sys::cuDriverGetVersion(&mut driver),
+            cudarc::nvrtc::sys::nvrtcVersion(&mut major, &mut minor),
+        )
     };
-    let compiler = CudaVersion { major, minor };
     let driver = CudaVersion { major: driver / 1000, minor: driver % 1000 / 10 };
-    tracing::debug!("the driver is of CUDA {driver}, NVRTC of CUDA {compiler}");
-    if !known || compiler <= driver {
-        return Ok(());
+    (CudaVersion { major, minor }, driver)
+}
+
+/// A kernel without content that includes `header`.
+fn nothing(header: &str) -> String {
+    format!("#include <{header}>\nextern \"C\" __global__ void nothing() {{}}")
+}
+
+/// What NVRTC makes of `source` with the options of burn's runtime.
+pub(super) fn compile(source: &str, architecture: &str, include: &Path) -> Result<Ptx, CompileError> {
+    let cccl = include.join("cccl");
+    let includes = [Some(include), cccl.exists().then_some(cccl.as_path())].into_iter().flatten();
+    let options = CompileOptions {
+        include_paths: includes.map(|path| path.display().to_string()).collect(),
+        options: vec![format!("--gpu-architecture={architecture}"), "-lineinfo".to_owned()],
+        ..CompileOptions::default()
+    };
+    compile_ptx_with_opts(source, options)
+}
+
+/// What an error of NVRTC says is missing.
+fn uncompiled(index: usize, compiler: CudaVersion, architecture: &str, error: &CompileError) -> DeviceError {
+    let (architecture, reason) = (architecture.to_owned(), said(error));
+    match reason.contains("--gpu-architecture") {
+        true => DeviceError::OtherCompiler { index, compiler, architecture },
+        false => DeviceError::BrokenCompiler { index, compiler, reason },
     }
-    let compiled =
-        compile_ptx("extern \"C\" __global__ void nothing() {}").map_err(|error| error.to_string());
-    let loaded = compiled.and_then(|kernel| {
-        let context = CudaContext::new(index).map_err(|error| error.to_string())?;
-        context.load_module(kernel).map_err(|error| error.to_string())
-    });
-    loaded.map(drop).map_err(|reason| DeviceError::NewCompiler { index, compiler, driver, reason })
+}
+
+/// The line of NVRTC's log that says what is wrong, else its code.
+pub(super) fn said(error: &CompileError) -> String {
+    let CompileError::CompileError { nvrtc, log, .. } = error else { return error.to_string() };
+    let log = log.to_string_lossy();
+    let line = log.lines().map(str::trim).find(|line| line.contains("error"));
+    line.map_or_else(|| nvrtc.to_string(), |line| line.trim_start_matches("nvrtc: error: ").to_owned())
 }
 
 /// How many devices the driver shows this process; none without a driver.
@@ -88,5 +163,43 @@ pub(super) fn keep_kernels(directory: PathBuf) {
     config.environment.path = CacheConfig::Directory(directory);
     if CubeClRuntimeConfig::try_set(config.override_from_env()) {
         tracing::debug!("kernels are kept");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+
+    use cudarc::nvrtc::{result::NvrtcError, sys::nvrtcResult};
+
+    use super::*;
+
+    fn refused(code: nvrtcResult, log: &str) -> String {
+        let log = CString::new(log).expect("no zero in it");
+        let error = CompileError::CompileError { nvrtc: NvrtcError(code), options: Vec::new(), log };
+        uncompiled(0, CudaVersion { major: 12, minor: 4 }, "sm_100a", &error).to_string()
+    }
+
+    /// With the literal logs of NVRTC 12.4.
+    #[test]
+    fn what_nvrtc_lacks_is_named() {
+        let architecture = "nvrtc: error: invalid value for --gpu-architecture (-arch)\n";
+        assert_eq!(
+            refused(nvrtcResult::NVRTC_ERROR_INVALID_OPTION, architecture),
+            "--device cuda:0: NVRTC (libnvrtc.so) is of CUDA 12.4 and does not compile for this device (sm_100a); load \
+             a CUDA module of the driver's version, or install that version of the package cuda-nvrtc-dev"
+        );
+        let builtins = "nvrtc: error: failed to open libnvrtc-builtins.so.12.4.\n  Make sure that \
+                        libnvrtc-builtins.so.12.4 is installed correctly.";
+        let told = refused(nvrtcResult::NVRTC_ERROR_BUILTIN_OPERATION_FAILURE, builtins);
+        assert!(told.contains("(failed to open libnvrtc-builtins.so.12.4.)"), "{told}");
+        let header = "/opt/include/cuda_fp16.h(113): catastrophic error: cannot open source file \"vector_types.h\"\n  \
+                      #include \"vector_types.h\"\n\n1 catastrophic error detected in the compilation of \
+                      \"default_program\".\nCompilation terminated.\n";
+        let told = refused(nvrtcResult::NVRTC_ERROR_COMPILATION, header);
+        let reason =
+            "(/opt/include/cuda_fp16.h(113): catastrophic error: cannot open source file \"vector_types.h\")";
+        assert!(told.contains(reason), "{told}");
+        assert!(refused(nvrtcResult::NVRTC_ERROR_INTERNAL_ERROR, "").contains("NVRTC_ERROR_INTERNAL_ERROR"));
     }
 }

@@ -4,6 +4,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 use burn::tensor::Device;
 
+pub use super::device_error::{CudaVersion, DeviceError};
 use super::footprint::Room;
 
 /// What `--device` says.
@@ -29,104 +30,10 @@ pub struct DeviceMemory {
     pub total: u64,
 }
 
-/// A version of CUDA.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct CudaVersion {
-    /// As 12 in 12.4.
-    pub major: i32,
-    /// As 4 in 12.4.
-    pub minor: i32,
-}
-
-impl fmt::Display for CudaVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
-
 /// A `--device` that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no such device: {0:?}; give cpu, cuda, cuda:N, wgpu or auto")]
 pub struct UnknownDevice(String);
-
-/// The device asked for cannot be had.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DeviceError {
-    /// Built without the feature.
-    #[error(
-        "--device {0}: this worker was built without it; build it with `--features {1}` or use --device cpu"
-    )]
-    NotBuilt(DeviceChoice, &'static str),
-    /// No driver.
-    #[error(
-        "--device cuda:{index}: there is no NVIDIA driver (libcuda.so.1) here; run on a node with a GPU (Slurm: \
-         --gres=gpu:1), or use --device cpu"
-    )]
-    NoDriver {
-        /// The index asked for.
-        index: usize,
-    },
-    /// No run-time compiler.
-    #[error(
-        "--device cuda:{index}: kernels are compiled by NVRTC, which is found neither as libnvrtc.so nor as \
-         libnvrtc.so.12; load the CUDA module of this cluster, or install the package cuda-nvrtc-dev and add its \
-         directory to LD_LIBRARY_PATH"
-    )]
-    NoCompiler {
-        /// The index asked for.
-        index: usize,
-    },
-    /// No headers for it.
-    #[error(
-        "--device cuda:{index}: kernels include CUDA's headers, and {} is not there; load the CUDA module of this \
-         cluster, or install the package cuda-cudart-dev and set CUDA_PATH to the directory above its include",
-        looked.as_ref().map_or("/usr/local/cuda/include/cuda_fp16.h".into(), |path| path.display().to_string())
-    )]
-    NoHeaders {
-        /// The index asked for.
-        index: usize,
-        /// Where they were looked for.
-        looked: Option<PathBuf>,
-    },
-    /// A run-time compiler that is too new for the driver.
-    #[error(
-        "--device cuda:{index}: NVRTC (libnvrtc.so) is of CUDA {compiler}, and the driver, of CUDA {driver}, does not \
-         load what it compiles ({reason}); use an NVRTC of CUDA {driver} or older, or a newer driver"
-    )]
-    NewCompiler {
-        /// The index asked for.
-        index: usize,
-        /// Its version.
-        compiler: CudaVersion,
-        /// The newest the driver knows.
-        driver: CudaVersion,
-        /// What the driver said.
-        reason: String,
-    },
-    /// Fewer GPUs than that.
-    #[error(
-        "--device cuda:{index}: {found} CUDA device(s) visible; check nvidia-smi and CUDA_VISIBLE_DEVICES, \
-         or use --device cpu"
-    )]
-    NotThere {
-        /// The index asked for.
-        index: usize,
-        /// How many there are.
-        found: usize,
-    },
-    /// Too little memory for the weights.
-    #[error(
-        "the model does not fit the device: {0}; it takes a device with more memory free, or less of it with \
-         --compute-dtype bf16 or with the first --layers only"
-    )]
-    NoRoom(String),
-    /// It fails before anything is computed.
-    #[error(
-        "the device failed while the model was placed on it: {0}; see what nvidia-smi and the system's log say, and \
-         start again"
-    )]
-    Failed(String),
-}
 
 impl FromStr for DeviceChoice {
     type Err = UnknownDevice;
@@ -202,6 +109,19 @@ impl DeviceChoice {
             DeviceChoice::Cuda(index) => cuda_room(index),
         }
     }
+
+    /// Warns where products that may use tensor cores may have to do without.
+    pub(super) fn warn_without_tensor_cores(self) {
+        if let DeviceChoice::Cuda(index) = self.resolve()
+            && let Some(reason) = cuda_without_tensor_cores(index)
+        {
+            tracing::warn!(
+                "--device cuda:{index}: kernels that use tensor cores do not all compile ({reason}), so half precision \
+                 and TF32 may be slow; install the package cuda-crt of the same version, which has crt/mma.h, and remove \
+                 the kernel cache: it keeps what was fastest without"
+            );
+        }
+    }
 }
 
 /// Where a GPU's compiled and tuned kernels are kept where nobody says: in the user's cache directory, `lenspool` and the
@@ -249,6 +169,16 @@ fn cuda_room(index: usize) -> Option<Room> {
 
 #[cfg(not(feature = "cuda"))]
 fn cuda_room(_: usize) -> Option<Room> {
+    None
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_without_tensor_cores(index: usize) -> Option<String> {
+    super::cuda::without_tensor_cores(index)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_without_tensor_cores(_: usize) -> Option<String> {
     None
 }
 

@@ -18,6 +18,9 @@ const NO_MEMORY: [&str; 6] = [
     "CUDA_ERROR_OUT_OF_MEMORY",
 ];
 
+/// Lines of a compiler's log that are told: the error, the line it is in, and where in it.
+const LOG_LINES: usize = 3;
+
 /// Why weights could not be placed on a device that had `room`.
 pub(super) fn unplaced(error: &ExecutionError, room: Option<&Room>) -> LoadError {
     let card = room.map_or_else(|| "this device".to_owned(), Room::to_string);
@@ -37,19 +40,36 @@ pub(super) fn explain(error: &ExecutionError, card: &str) -> EngineError {
     if let (Some(line), false) = (no_memory, error.is_device_poisoned()) {
         return EngineError::OutOfMemory(format!("{line} ({card})"));
     }
-    // A cause stands under what it caused.
-    let mut cause = None;
-    let mut next_is_cause = true;
-    for line in lines() {
-        if next_is_cause {
-            cause = Some(line);
-        }
-        next_is_cause = line.ends_with("Caused by:");
-    }
-    let said = format!("{} ({card})", cause.unwrap_or("no reason given"));
+    let said = format!("{} ({card})", root(&lines().collect::<Vec<_>>()));
     match error.is_device_poisoned() {
         true => EngineError::DeviceLost(said),
         false => EngineError::Device(said),
+    }
+}
+
+/// The cause at the root of what `lines` tell, with what stands under it where it says little by itself.
+fn root(lines: &[&str]) -> String {
+    // A cause stands under what it caused.
+    let after = lines.iter().rposition(|line| line.ends_with("Caused by:")).map_or(0, |at| at + 1);
+    let Some((cause, under)) = lines.get(after..).and_then(<[&str]>::split_first) else {
+        return "no reason given".to_owned();
+    };
+    let details = if cause.starts_with("[Compilation Error]") {
+        // NVRTC's log, warnings before errors; then the kernel's source, all of it.
+        let end = under.iter().position(|line| line.starts_with("[Source]")).unwrap_or(under.len());
+        let log = &under[..end];
+        let error = log.iter().position(|line| line.contains("error")).unwrap_or(0);
+        log[error..].iter().take(LOG_LINES)
+    } else if cause.starts_with("Too many resources") {
+        // Which, and how much of it.
+        under.iter().take(2)
+    } else {
+        [].iter().take(0)
+    };
+    let details: Vec<&str> = details.copied().collect();
+    match details.is_empty() {
+        true => (*cause).to_owned(),
+        false => format!("{cause}: {}", details.join(" ")),
     }
 }
 
@@ -95,6 +115,34 @@ mod tests {
         }
         let fault = said("A launch failed\nCaused by:\n  an illegal address\n   0: a frame");
         assert_eq!(fault, EngineError::Device("an illegal address (a card of 80 GB)".to_owned()));
+    }
+
+    /// What the cause's own line leaves out, in the texts of the same versions and in NVRTC's.
+    #[test]
+    fn what_the_compiler_said_and_which_resource_is_short_is_told() {
+        let launch = "A launch error happened\nCaused by:\n  ";
+        let compilation = "A compilation error happened during launch\nCaused by:\n  \
+                           An error caused the compilation to fail\nCaused by:\n  [Compilation Error] ";
+        let error = "\n    default_program(12): error: identifier \"x\" is undefined\n      x = 1;\n      ^";
+        let after = "\n    1 error detected in the compilation of \"default_program\".\n[Source]  \n\
+                     #include <cuda_fp16.h>\n// error\n\nBacktrace:\nNo backtrace available";
+        let told = "[Compilation Error]: default_program(12): error: identifier \"x\" is undefined x = 1; ^ \
+                    (a card of 80 GB)";
+        for warning in
+            ["", "\n    default_program(3): warning #68-D: integer conversion\n      y = -1;\n      ^"]
+        {
+            let text = format!("{launch}{compilation}{warning}{error}{after}");
+            assert_eq!(said(&text), EngineError::Device(told.to_owned()));
+        }
+        let silent = format!("{launch}{compilation}\n[Source]  \nint error;");
+        assert_eq!(said(&silent), EngineError::Device("[Compilation Error] (a card of 80 GB)".to_owned()));
+
+        let resources = "Too many resources were requested during launch\nToo much shared memory requested.\n\
+                         Requested 200000 bytes, maximum 101376 bytes available.\nBacktrace\n   0: a frame";
+        let told = "Too many resources were requested during launch: Too much shared memory requested. Requested \
+                    200000 bytes, maximum 101376 bytes available. (a card of 80 GB)";
+        assert_eq!(said(&format!("{launch}{resources}")), EngineError::Device(told.to_owned()));
+        assert_eq!(said(""), EngineError::Device("no reason given (a card of 80 GB)".to_owned()));
     }
 
     #[test]

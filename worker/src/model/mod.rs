@@ -9,6 +9,7 @@ mod checkpoint;
 mod cuda;
 pub mod device;
 mod device_engine;
+mod device_error;
 mod embed;
 mod failure;
 mod footprint;
@@ -20,7 +21,10 @@ mod transformer;
 mod values;
 mod weights;
 
-use std::path::{Path, PathBuf};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::{Path, PathBuf},
+};
 
 use burn::tensor::Device;
 use common::{
@@ -116,7 +120,7 @@ impl LoadError {
     /// Whether trying again may help.
     pub fn kind(&self) -> FailureKind {
         match self {
-            LoadError::Device(DeviceError::Failed(_)) => FailureKind::Retryable,
+            LoadError::Device(error) => error.kind(),
             _ => FailureKind::Permanent,
         }
     }
@@ -141,7 +145,11 @@ pub fn load(
         }
         DeviceChoice::Cuda(_) | DeviceChoice::Wgpu => {
             let device = choice.open()?;
-            // What an engine before this one has left in pools is not free yet.
+            if numerics != Numerics::default() {
+                choice.warn_without_tensor_cores();
+            }
+            // What an engine before this one has left in pools is not free yet. Each thread has pools of its own; burn
+            // empties them all.
             device.memory_cleanup();
             let (room, packing) = (choice.room(), Packing::Padded { n_ctx: spec.n_ctx });
             let ops = Ops::Composed(numerics);
@@ -176,8 +184,7 @@ fn load_as(
     if let Some(room) = room {
         room.takes(loader.bytes(&plan, highest_layer))?;
     }
-    // Weights stay as long as the model: no use in pools made for what comes and goes.
-    device.memory_persistent_allocations((), |()| {
+    let make = || {
         let projection = plan.embedding_projection.as_ref().map(|plan| loader.linear(&[plan]));
         Ok(Transformer {
             ops,
@@ -194,7 +201,11 @@ fn load_as(
             n_layers,
             device: device.clone(),
         })
-    })
+    };
+    // Weights stay as long as the model: no use in pools made for what comes and goes. A panic waits until the device
+    // is told that what follows does come and go: it would never be told otherwise.
+    let made = device.memory_persistent_allocations((), |()| catch_unwind(AssertUnwindSafe(&make)));
+    made.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 #[cfg(test)]

@@ -15,6 +15,12 @@ use super::{
 };
 use crate::engine::{EngineError, TokenBatch};
 
+/// Bytes that are uploaded as they are. 100 MiB, CUDA's runtime would not copy to memory first that the device reads by
+/// itself: its thread would wait until all that was launched before is done.
+const WHOLE: usize = 96 << 20;
+/// Bytes of a piece where there are more. After one of more than 10 MiB it waits for the piece before.
+const PIECE: usize = 8 << 20;
+
 /// A model on a device.
 pub(super) struct Transformer {
     pub(super) ops: Ops,
@@ -45,6 +51,19 @@ pub(super) fn rules(spec: &ModelSpec) -> Vec<ScoreRule> {
         slopes: slopes.clone(),
     };
     spec.layers.iter().map(rule).collect()
+}
+
+/// `rows` of `width` values each on the device, in pieces of `piece` bytes where they are more than `whole`.
+fn upload(rows: Vec<f32>, width: usize, whole: usize, piece: usize, device: &Device) -> Tensor<2> {
+    let place = |rows: Vec<f32>| {
+        let count = rows.len() / width;
+        Tensor::from_data(TensorData::new(rows, [count, width]), device)
+    };
+    if size_of_val(&rows[..]) <= whole {
+        return place(rows);
+    }
+    let piece = (piece / size_of::<f32>() / width).max(1) * width;
+    Tensor::cat(rows.chunks(piece).map(|rows| place(rows.to_vec())).collect(), 0)
 }
 
 impl Transformer {
@@ -102,10 +121,7 @@ impl Transformer {
 
     /// The stream before the first block and its norm: `[rows, d_model]`.
     fn embed(&self, batch: &TokenBatch, groups: &[Group]) -> Tensor<2> {
-        let to_device = |rows: Vec<f32>, width: usize| {
-            let count = rows.len() / width;
-            Tensor::<2>::from_data(TensorData::new(rows, [count, width]), &self.device)
-        };
+        let to_device = |rows: Vec<f32>, width: usize| upload(rows, width, WHOLE, PIECE, &self.device);
         let Some(projection) = &self.embedding_projection else {
             return to_device(self.embedding.rows(&batch.prompts, groups), self.d_model);
         };
@@ -210,6 +226,22 @@ impl Transformer {
             self.ops.gate(self.ops.linear(x, &weights.up, None), self.activation)
         } else {
             self.ops.linear(x, &weights.up, Some(self.activation))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tests::device;
+
+    #[test]
+    fn rows_uploaded_in_pieces_are_those_uploaded_at_once() {
+        let (rows, width): (Vec<f32>, _) = ((0..21).map(|value| value as f32).collect(), 3);
+        for (whole, piece) in [(84, 12), (83, 0), (83, 12), (0, 30), (0, 84)] {
+            let placed = upload(rows.clone(), width, whole, piece, &device());
+            assert_eq!(placed.dims(), [7, 3]);
+            assert_eq!(placed.into_data().try_to_vec::<f32>().expect("floats"), rows, "{whole} {piece}");
         }
     }
 }

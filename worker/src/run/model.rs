@@ -70,7 +70,8 @@ impl ModelError {
             | ModelError::Store(error)
             | ModelError::Place(PlaceError::Store(error)) => error.kind().into(),
             ModelError::Intake(IntakeError::Spool(_)) | ModelError::Spool(_) => Exit::Transient,
-            ModelError::Intake(_) | ModelError::Device(_) => Exit::Configuration,
+            ModelError::Intake(_) => Exit::Configuration,
+            ModelError::Device(error) => error.kind().into(),
             ModelError::Serve(error) => error.kind().into(),
         }
     }

@@ -134,6 +134,8 @@ impl<M: Models> ModelThread<M> {
                 },
             }
         }
+        // Serving is over once nobody sends notes, and what comes then may want the device's memory.
+        self.state.opened = None;
     }
 
     fn accept(&mut self, work: Work) {

@@ -1,5 +1,8 @@
 //! The operations as CubeCL kernels.
 
+#[cfg(all(test, feature = "cuda"))]
+mod compiled;
+
 use burn::{
     backend::{
         cubecl::dtype_to_storage_type,

@@ -7,7 +7,7 @@
 use burn::{
     backend::{TensorMetadata, calculate_matmul_output, cubecl::dtype_to_storage_type},
     cubecl::tune::{LocalTuner, Tunable, TunableSet, TuneGroup, local_tuner},
-    tensor::DType,
+    tensor::{DType, Shape},
 };
 use burn_cubecl::{
     CubeTuneId,
@@ -35,17 +35,22 @@ type Operands = (CubeTensor, CubeTensor, CubeTensor);
 
 /// `lhs rhs` in float32.
 pub(super) fn launch(lhs: CubeTensor, rhs: CubeTensor, precision: MatmulPrecision) -> CubeTensor {
-    // Left to itself, CUDA's runtime pads rows to 512 bytes, or to a power of two below: a third more memory for scores
-    // of 96 or 192 keys, which the softmax's kernel would copy together again. `model::batch` pads rows enough.
     let shape = calculate_matmul_output(&lhs.shape(), &rhs.shape())
         .unwrap_or_else(|error| panic!("no matrix product: {error:?}"));
-    let out = empty_device_contiguous_dtype(lhs.client.clone(), lhs.device.clone(), shape, DType::F32);
+    let out = empty(&lhs, shape);
     match (lhs.dtype, precision) {
         (DType::F32, MatmulPrecision::Float32) => exact(lhs, rhs, out),
         // Halves lose nothing on tensor cores, which sum in float32.
         _ => matmul(lhs, rhs, Some(out), MatmulStrategy::default(), DType::F32)
             .unwrap_or_else(|error| panic!("no kernel for a matrix product: {error:?}")),
     }
+}
+
+/// Room for a product where `beside` is. Left to itself, CUDA's runtime pads rows to 512 bytes, or to a power of two
+/// below: a third more memory for scores of 96 or 192 keys, which the softmax's kernel would copy together again.
+/// `model::batch` pads rows enough. Kernels are measured on what they will write to, so on room of the same layout.
+fn empty(beside: &CubeTensor, shape: Shape) -> CubeTensor {
+    empty_device_contiguous_dtype(beside.client.clone(), beside.device.clone(), shape, DType::F32)
 }
 
 fn exact(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor) -> CubeTensor {
@@ -62,7 +67,7 @@ fn exact(lhs: CubeTensor, rhs: CubeTensor, out: CubeTensor) -> CubeTensor {
 fn candidates() -> TunableSet<MatmulAutotuneKey, Operands, ()> {
     let units = TuneGroup::<MatmulAutotuneKey>::new("unit", |_| 1);
     let mut set = TunableSet::new(key, |_: &MatmulAutotuneKey, (lhs, rhs, out): &Operands| {
-        (lhs.clone(), rhs.clone(), out.copy())
+        (lhs.clone(), rhs.clone(), empty(out, out.shape()))
     });
     for tile_size in [TileSizeSelection::MaxTileSize, TileSizeSelection::MinTileSize] {
         let simple = SimpleUnitSelectionArgs { tile_size };
