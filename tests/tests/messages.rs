@@ -90,7 +90,7 @@ fn poison_is_set_aside_with_its_reason_and_good_jobs_are_done() {
 #[test]
 fn a_worker_writes_only_where_it_is_allowed_to() {
     let mut site = Site::new("allowed");
-    site.retry_delays = "4s,30m".to_owned();
+    site.retry_delays = "10s,30m".to_owned();
     let prompts = site.prompts(8);
     site.enqueued(&prompts);
     let (other, own) = (tempfile::tempdir().unwrap(), site.dir.path().to_owned());
@@ -100,10 +100,10 @@ fn a_worker_writes_only_where_it_is_allowed_to() {
         command.arg("--allow-save-path").arg(allow);
         end(command).expect(0)
     };
-    leaving(other.path(), "0s").says("may not write to").says("--allow-save-path").says("1 for up to 4s");
+    leaving(other.path(), "0s").says("may not write to").says("--allow-save-path").says("1 for up to 10s");
     assert_eq!(prompt_dirs(&site.save_path(), MODEL).len(), 0);
     // One that may takes over.
-    leaving(&own, "10s");
+    leaving(&own, "30s");
     site.assert_done(&prompts);
 }
 

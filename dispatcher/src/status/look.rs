@@ -92,19 +92,22 @@ pub async fn look(
     seen.retry = observer.waiting().await?.into_iter().map(row).collect();
     let total = observer.counts(&names.dead()).await?.map_or(0, |counts| counts.ready);
     seen.dead = match before {
-        Some(before) if before.report.total == total => before.clone(),
+        Some(before) if before.report.total == total && before.report.looked => before.clone(),
         _ if total > LOOKED_AT => {
             DeadPrompts { report: Dead { total, ..Dead::default() }, ..DeadPrompts::default() }
         }
         _ => {
             let mut sums = Sums::default();
-            observer
+            let judged = observer
                 .judge_dead(|letter| {
                     sums.take(letter);
                     Verdict::Keep
                 })
                 .await?;
-            sums.finish(total)
+            let mut dead = sums.finish(total);
+            // Those that somebody else looks at in this moment are not seen.
+            dead.report.looked = judged.kept >= total;
+            dead
         }
     };
     Ok(seen)
@@ -143,7 +146,7 @@ impl Sums {
     fn finish(self, total: u64) -> DeadPrompts {
         let row = |((model, run), (letters, prompts, kinds))| DeadRow { model, run, letters, prompts, kinds };
         let by = self.by.into_iter().map(row).collect();
-        DeadPrompts { report: Dead { total, looked: true, others: 0, by }, prompts: self.prompts }
+        DeadPrompts { report: Dead { total, looked: true, others: Some(0), by }, prompts: self.prompts }
     }
 }
 

@@ -9,7 +9,7 @@
 //! | `broker` | `url`, `reachable`, `error` |
 //! | `queues[]` | a model's queue: `model`, `queue`, `exists`, `ready`, `unacked` (null unless queue.management is set), `consumers` |
 //! | `retry[]` | jobs that wait for another try: `queue`, `delay_seconds`, `waiting` |
-//! | `dead` | `total` messages; `looked`: whether each was looked at (not where there are very many); `by[]`, of what was asked for: `model`, `run`, `letters`, `prompts`, `kinds`, a letter that lies there twice counted once; `others`: letters of other models and runs |
+//! | `dead` | `total` messages; `looked`: whether each was looked at (not where there are very many, or somebody else looks at them); `by[]`, of what was asked for: `model`, `run`, `letters`, `prompts`, `kinds`, a letter that lies there twice counted once; `others`: letters of other models and runs, null where not each was looked at |
 //! | `runs[]` | a model of a run, oldest first: `run`, `model`, `save_path`, `enqueued_at`, `state` (`publishing`, `interrupted`, `running`, `done`, `cancelled`, `unknown`), in prompts `todo`, `published`, `committed`, `failed`, `pending`, further `jobs` published, `bytes` of arrays written, `prompts_per_second` (`recent`: of the last two minutes, `overall`; null where nothing moves), `eta_seconds` (null where unknown), `note` |
 //! | `older_runs` | runs that are over and were left out; `--run` shows one |
 //! | `warnings[]` | what could not be seen |
@@ -94,7 +94,7 @@ pub mod tests {
             dead: Dead {
                 total: 1,
                 looked: true,
-                others: 0,
+                others: Some(0),
                 by: vec![DeadRow { model, run, letters: 1, prompts: 1, kinds }],
             },
             runs,

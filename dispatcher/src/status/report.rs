@@ -57,7 +57,7 @@ pub struct RetryRow {
 pub struct Dead {
     pub total: u64,
     pub looked: bool,
-    pub others: u64,
+    pub others: Option<u64>,
     pub by: Vec<DeadRow>,
 }
 

@@ -157,7 +157,7 @@ impl Session {
             self.wanted.takes_model(&row.model) && self.wanted.run.as_ref().is_none_or(|run| run.0 == row.run)
         };
         let (by, others): (Vec<_>, Vec<_>) = dead.by.into_iter().partition(wanted);
-        dead.others = others.iter().map(|row| row.letters).sum();
+        dead.others = dead.looked.then(|| others.iter().map(|row| row.letters).sum());
         dead.by = by;
         dead
     }
@@ -187,7 +187,7 @@ fn row(follower: &mut Follower, seen: &Seen, now: Timestamp) -> RunRow {
         )),
         Some(figures) => {
             let queue = queue.map(|queue| (queue.ready, queue.consumers));
-            note(figures, queue, seen.retry.iter().any(|retry| retry.waiting > 0), goes_on)
+            note(figures, queue, seen.retry.iter().map(|retry| retry.waiting).sum(), goes_on)
         }
     });
     let registered = part.entry.as_ref();
@@ -213,24 +213,27 @@ fn row(follower: &mut Follower, seen: &Seen, now: Timestamp) -> RunRow {
     }
 }
 
-/// What a person who wonders why nothing moves should know; `queue` is ready jobs and consumers, `waits` whether any
-/// job waits for another try.
-fn note(figures: &Figures, queue: Option<(u64, u64)>, waits: bool, goes_on: &str) -> Option<String> {
+/// What a person who wonders why nothing moves should know; `queue` is ready jobs and consumers, `waiting` the jobs of the
+/// namespace that wait for another try.
+fn note(figures: &Figures, queue: Option<(u64, u64)>, waiting: u64, goes_on: &str) -> Option<String> {
     match (figures.state, queue) {
         (State::Interrupted, _) => Some(format!("publishing was interrupted; {goes_on} goes on")),
         (State::Running, Some((1.., 0))) => {
             Some("no worker takes its jobs; start `worker consume`".to_owned())
         }
-        (State::Running, Some((0, 0))) if waits && figures.recent.is_none() => Some(format!(
-            "{} prompts are not done; jobs that wait for another try come back by themselves, for workers that are there \
-             then",
-            figures.pending
-        )),
-        (State::Running, Some((0, 0))) if figures.recent.is_none() => Some(format!(
-            "{} prompts are not done, and the queue is empty: a job was purged, or no queue was there; enqueue the same \
-             prompts again to have them computed",
-            figures.pending
-        )),
+        (State::Running, Some((0, 0))) if figures.recent.is_none() => {
+            let pending = figures.pending;
+            let waits = match waiting {
+                0 => String::new(),
+                jobs => format!(
+                    "those in the {jobs} jobs that wait for another try come back by themselves; else "
+                ),
+            };
+            Some(format!(
+                "{pending} prompts are not done, and the queue is empty: {waits}enqueue the same prompts again to have \
+                 them computed"
+            ))
+        }
         _ => None,
     }
 }
@@ -253,12 +256,12 @@ mod tests {
             overall: None,
             eta: None,
         };
-        let said = |state, queue| note(&figures(state), queue, false, "enqueue").unwrap_or_default();
+        let said = |state, queue| note(&figures(state), queue, 0, "enqueue").unwrap_or_default();
         assert!(said(State::Interrupted, None).contains("enqueue"));
         assert!(said(State::Running, Some((5, 0))).contains("worker consume"));
         assert!(said(State::Running, Some((0, 0))).starts_with("9 prompts are not done"));
-        let waits = note(&figures(State::Running), Some((0, 0)), true, "enqueue").unwrap();
-        assert!(waits.contains("come back by themselves"), "{waits}");
+        let waits = note(&figures(State::Running), Some((0, 0)), 2, "enqueue").unwrap();
+        assert!(waits.contains("in the 2 jobs that wait") && waits.contains("enqueue"), "{waits}");
         assert_eq!(said(State::Running, Some((5, 1))), "");
         assert_eq!(said(State::Done, Some((0, 0))), "");
     }

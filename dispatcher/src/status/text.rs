@@ -62,17 +62,16 @@ fn dead(report: &Report) -> String {
         return "no dead letters\n".to_owned();
     }
     let total = counted(dead.total, "dead letter");
-    if !dead.looked {
-        return format!("{total}: too many to look at each; `dispatcher dead list` does\n");
-    }
-    let others = counted(dead.others, "dead letter");
-    let mut text = match (dead.by.is_empty(), dead.others) {
-        (true, _) => return format!("no dead letters of these ({others} of other models or runs)\n"),
+    let Some(others) = dead.others.filter(|_| dead.looked) else {
+        return format!("{total}, not all looked at: `dispatcher dead list` does\n");
+    };
+    let beside = format!("({} of other models or runs)", counted(others, "dead letter"));
+    let mut text = match (dead.by.is_empty(), others) {
+        (true, _) => return format!("no dead letters of these {beside}\n"),
         (false, 0) => format!("{total}; `dispatcher dead list` says why:\n"),
         (false, _) => {
             let here: u64 = dead.by.iter().map(|row| row.letters).sum();
-            let here = counted(here, "dead letter");
-            format!("{here} ({others} of other models or runs); `dispatcher dead list` says why:\n")
+            format!("{} {beside}; `dispatcher dead list` says why:\n", counted(here, "dead letter"))
         }
     };
     for row in &dead.by {
@@ -203,13 +202,15 @@ mod tests {
     #[test]
     fn dead_letters_of_others_are_told_apart() {
         let mut report = report(Vec::new());
-        report.dead.others = 3;
+        report.dead.others = Some(3);
         let here =
             "1 dead letter (3 dead letters of other models or runs); `dispatcher dead list` says why:\n";
         assert!(dead(&report).starts_with(here), "{}", dead(&report));
         report.dead.by.clear();
         let none = "no dead letters of these (3 dead letters of other models or runs)\n";
         assert_eq!(dead(&report), none);
+        report.dead.looked = false;
+        assert_eq!(dead(&report), "1 dead letter, not all looked at: `dispatcher dead list` does\n");
     }
 
     #[test]

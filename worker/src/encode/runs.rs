@@ -236,6 +236,48 @@ mod tests {
         assert_eq!(steps[0], Step { literals: 5, matched: 39 * 4 - 1, distance: Distance::BYTE });
     }
 
+    /// The steps of every longest run, found one value after the other.
+    fn naive<V: Value>(values: &[V]) -> Vec<Step> {
+        let (mut steps, mut done, mut at) = (Vec::new(), 0, 0);
+        while at < values.len() {
+            let run = values[at..].iter().take_while(|&&value| value == values[at]).count();
+            if run >= V::SHORTEST_RUN {
+                let one_byte = values[at].is_one_byte();
+                let (head, distance) =
+                    if one_byte { (1, Distance::BYTE) } else { (V::SIZE, Distance::new(V::SIZE)) };
+                let literals = ((at - done) * V::SIZE + head) as u32;
+                steps.push(Step { literals, matched: (run * V::SIZE - head) as u32, distance });
+                done = at + run;
+            }
+            at += run;
+        }
+        if done < values.len() {
+            let literals = ((values.len() - done) * V::SIZE) as u32;
+            steps.push(Step { literals, matched: 0, distance: Distance::BYTE });
+        }
+        steps
+    }
+
+    #[test]
+    fn every_run_is_found_wherever_it_lies() {
+        fn check<V: Value + std::fmt::Debug>(of: impl Fn(usize) -> V) {
+            for length in (0..=10).chain(60..=70).chain(125..=135) {
+                for start in 0..length {
+                    for run in [2, 3, 4, 64, 65] {
+                        let end = length.min(start + run);
+                        let value = |at: usize| if (start..end).contains(&at) { start } else { at };
+                        let values: Vec<V> = (0..length).map(|at| of(value(at))).collect();
+                        let mut steps = Vec::new();
+                        scan(&values, &mut steps, equal_pairs);
+                        assert_eq!(steps, naive(&values), "{values:?}");
+                    }
+                }
+            }
+        }
+        check(|at| 0x3f12_3400 + at as u32);
+        check(|at| 0x3c00 + at as u16);
+    }
+
     #[test]
     fn repeated_values_and_odd_lengths() {
         assert_eq!(steps_of(&[]), []);

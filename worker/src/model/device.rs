@@ -1,6 +1,6 @@
 //! Which device a model runs on: what a user may ask for, and what there is.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{fmt, path::PathBuf, str::FromStr, sync::Once};
 
 use burn::tensor::Device;
 
@@ -110,17 +110,21 @@ impl DeviceChoice {
         }
     }
 
-    /// Warns where products that may use tensor cores may have to do without.
+    /// Warns, the first time, where products that may use tensor cores may have to do without.
     pub(super) fn warn_without_tensor_cores(self) {
-        if let DeviceChoice::Cuda(index) = self.resolve()
-            && let Some(reason) = cuda_without_tensor_cores(index)
-        {
-            tracing::warn!(
-                "--device cuda:{index}: kernels that use tensor cores do not all compile ({reason}), so half precision \
-                 and TF32 may be slow; install the package cuda-crt of the same version, which has crt/mma.h, and remove \
-                 the kernel cache: it keeps what was fastest without"
-            );
-        }
+        // A process has one device.
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            if let DeviceChoice::Cuda(index) = self.resolve()
+                && let Some(reason) = cuda_without_tensor_cores(index)
+            {
+                tracing::warn!(
+                    "--device cuda:{index}: kernels that use tensor cores do not all compile ({reason}), so half \
+                     precision and TF32 may be slow; install the package cuda-crt of the same version, which has \
+                     crt/mma.h, and remove the kernel cache: it keeps what was fastest without"
+                );
+            }
+        });
     }
 }
 

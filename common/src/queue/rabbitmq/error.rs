@@ -108,7 +108,7 @@ pub enum BrokerError {
         advice: &'static str,
     },
     /// A queue or exchange is missing, and is not this program's to make.
-    #[error("could not {what}, which does not exist: {reason}; {advice}")]
+    #[error("could not {what}: what that takes does not exist ({reason}); {advice}")]
     Missing {
         /// What was attempted.
         what: String,

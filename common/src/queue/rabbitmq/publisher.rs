@@ -271,7 +271,8 @@ pub(super) fn taken(answer: Confirmation, message: &Message) -> Result<(), Broke
     match answer {
         Confirmation::Ack(None) => Ok(()),
         Confirmation::Ack(Some(returned)) => Err(not_taken(format!(
-            "no queue of {} takes the key {:?} ({}); run `dispatcher enqueue` again, which declares it",
+            "no queue of {} takes the key {:?} ({}); run `dispatcher enqueue` again, which binds it, or where \
+             queue.passive is set have an administrator bind what `dispatcher topology` prints",
             message.exchange, message.routing_key, returned.reply_text
         ))),
         Confirmation::Nack(_) => {

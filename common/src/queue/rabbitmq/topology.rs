@@ -7,7 +7,8 @@
 //!             queue NS.retry.30s <- exchange     exchange NS.dlx --> queue NS.dead
 //!                                                      ^
 //!   workers: failed, later --> NS.retry.30s            | failed for good
-//! stream NS.runs: what was enqueued, so that queues can be found without a management API
+//! enqueue --> exchange NS.runs --> stream NS.runs: what was enqueued, so that queues can be found without a
+//!                                                  management API
 //! ```
 //!
 //! - All queues are quorum queues: durable, replicated, no message lost with a node.

@@ -41,8 +41,8 @@ impl Taking {
         let queue = broker.names.queue(&model);
         if broker.extent() == Extent::Declare && counts(link, &queue).await?.is_none() {
             tracing::warn!(
-                "nothing was ever enqueued for the model {model} in the namespace {}; its queue is made now (what \
-                 there is: `dispatcher status`)",
+                "there is no queue for the model {model} in the namespace {}: nothing was enqueued for it, or its queue \
+                 was deleted; it is made now (what there is: `dispatcher status`)",
                 broker.names.namespace()
             );
         }
