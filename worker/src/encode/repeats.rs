@@ -63,9 +63,9 @@ pub(crate) fn find<V: Value>(chunk: &[u8], segment: Range<usize>, n: usize, step
             }
         }
         // As no softmax output has: all rounded, or one-hot but for few rows. A very sharp head is neither, and comes
-        // out no shorter by a search as long as it has more than a value or two a row.
+        // out no shorter by a search as long as it has more than a value and a half a row.
         let most = lowest_bytes.into_iter().max().map_or(0, usize::from);
-        let few = written <= 2 * V::SIZE * head.div_ceil(n * V::SIZE);
+        let few = 16 * written <= 25 * V::SIZE * head.div_ceil(n * V::SIZE);
         if 8 * most >= 7 * sampled || few && 4 * most >= 3 * sampled {
             return Repeats::Values;
         } else if is_head_before::<V>(chunk, end, n) || is_like_above::<V>(chunk, end - head..end, n) {
