@@ -174,9 +174,9 @@ pub enum Bench {
         /// Where to compute [default: auto]
         #[arg(long)]
         device: Option<String>,
-        /// Sequence lengths
+        /// Sequence lengths, separated by commas
         #[arg(long, value_delimiter = ',', default_value = "32,128,512")]
-        n: Vec<usize>,
+        n: Vec<NonZeroUsize>,
         /// Prompts in a batch [default: as many as make 1024 tokens]
         #[arg(long, short = 'b')]
         batch_size: Option<NonZeroUsize>,

@@ -38,20 +38,19 @@ struct Length {
 pub(super) fn measure(
     name: &str,
     device: Option<&str>,
-    lengths: &[usize],
+    lengths: &[NonZeroUsize],
     batch_size: Option<NonZeroUsize>,
     settings: &Settings,
 ) -> Result<ForwardReport, String> {
     let Opened { name, spec, device, mut engine, load } = Opened::open(name, device, settings)?;
     let layers: Vec<usize> = (0..spec.n_layers()).collect();
-    let longest = lengths.iter().copied().max().unwrap_or(0);
-    if longest > spec.n_ctx {
+    if lengths.iter().any(|n| n.get() > spec.n_ctx) {
         tracing::warn!(
             "{name} reads at most {} tokens: longer sequences are measured at that length",
             spec.n_ctx
         );
     }
-    let mut lengths: Vec<usize> = lengths.iter().map(|n| n.clamp(&1, &spec.n_ctx)).copied().collect();
+    let mut lengths: Vec<usize> = lengths.iter().map(|n| n.get().min(spec.n_ctx)).collect();
     lengths.dedup();
     let mut measured = Vec::new();
     for n in lengths {

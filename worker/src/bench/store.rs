@@ -54,10 +54,9 @@ pub(super) fn measure(dir: &Path, files: &[PathBuf]) -> Result<StoreReport, Stri
     };
     let entries: Vec<Vec<Entry>> = (0..prompts.len()).map(encode).collect();
     let entries = |prompt: usize| entries[prompt % prompts.len()].clone();
-    let scratch = tempfile::Builder::new()
-        .prefix("lenspool-bench-")
-        .tempdir_in(dir)
-        .map_err(|error| format!("making a directory in {}: {error}", dir.display()))?;
+    let scratch = tempfile::Builder::new().prefix("lenspool-bench-").tempdir_in(dir).map_err(|error| {
+        format!("cannot write to {}: {error}; give a directory on the storage to measure", dir.display())
+    })?;
     let threads = thread::available_parallelism().map_or(4, usize::from).clamp(4, 16);
 
     tracing::info!(
