@@ -43,8 +43,12 @@ pub struct BatchMemory {
 impl BatchMemory {
     /// Bytes of a batch's patterns where so many processes share what is available.
     pub fn shared_by(&self, processes: u64) -> u64 {
-        (self.available / PART / processes.max(1)).clamp(SMALLEST, LARGEST)
+        share(self.available, processes)
     }
+}
+
+fn share(available: u64, processes: u64) -> u64 {
+    (available / PART / processes.max(1)).clamp(SMALLEST, LARGEST)
 }
 
 impl fmt::Display for BatchMemory {
@@ -82,7 +86,7 @@ fn batch_memory_under(root: &Path) -> BatchMemory {
         )
         .min_by_key(|&(bytes, _)| bytes)
         .unwrap_or((UNKNOWN, MemorySource::Unknown));
-    BatchMemory { batch_bytes: (available / PART).clamp(SMALLEST, LARGEST), available, source }
+    BatchMemory { batch_bytes: share(available, 1), available, source }
 }
 
 fn machine_available(root: &Path) -> Option<u64> {

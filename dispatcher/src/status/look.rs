@@ -104,10 +104,8 @@ pub async fn look(
                     Verdict::Keep
                 })
                 .await?;
-            let mut dead = sums.finish(total);
             // Those that somebody else looks at in this moment are not seen.
-            dead.report.looked = judged.kept >= total;
-            dead
+            sums.finish(total, judged.kept >= total)
         }
     };
     Ok(seen)
@@ -143,10 +141,10 @@ impl Sums {
         }
     }
 
-    fn finish(self, total: u64) -> DeadPrompts {
+    fn finish(self, total: u64, looked: bool) -> DeadPrompts {
         let row = |((model, run), (letters, prompts, kinds))| DeadRow { model, run, letters, prompts, kinds };
         let by = self.by.into_iter().map(row).collect();
-        DeadPrompts { report: Dead { total, looked: true, others: Some(0), by }, prompts: self.prompts }
+        DeadPrompts { report: Dead { total, looked, others: None, by }, prompts: self.prompts }
     }
 }
 
@@ -167,7 +165,7 @@ mod tests {
         strange.envelope.model = String::new();
         strange.envelope.run = String::new();
         sums.take(&strange);
-        let dead = sums.finish(5);
+        let dead = sums.finish(5, true);
         let rows: Vec<_> =
             dead.report.by.iter().map(|row| (row.run.as_str(), row.letters, row.prompts)).collect();
         assert_eq!(rows, [("", 1, 1), ("r1", 2, 2), ("r2", 1, 1)]);

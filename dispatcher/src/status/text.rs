@@ -62,7 +62,7 @@ fn dead(report: &Report) -> String {
         return "no dead letters\n".to_owned();
     }
     let total = counted(dead.total, "dead letter");
-    let Some(others) = dead.others.filter(|_| dead.looked) else {
+    let Some(others) = dead.others else {
         return format!("{total}, not all looked at: `dispatcher dead list` does\n");
     };
     let beside = format!("({} of other models or runs)", counted(others, "dead letter"));
@@ -209,7 +209,7 @@ mod tests {
         report.dead.by.clear();
         let none = "no dead letters of these (3 dead letters of other models or runs)\n";
         assert_eq!(dead(&report), none);
-        report.dead.looked = false;
+        (report.dead.looked, report.dead.others) = (false, None);
         assert_eq!(dead(&report), "1 dead letter, not all looked at: `dispatcher dead list` does\n");
     }
 

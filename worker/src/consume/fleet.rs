@@ -220,6 +220,8 @@ mod tests {
         // What is available changes from one look to the next.
         assert!(two.batch_bytes.unwrap() <= one.batch_bytes.unwrap() + (64 << 20), "{one:?} {two:?}");
         assert!(two.threads <= one.threads);
+        // No machine has so much that they get more than the least.
+        assert_eq!(Share::of(&Run::default(), 1_000_000).batch_bytes, Some(128 << 20));
         let set = Run { threads: NonZeroUsize::new(3), ..Run::default() };
         assert_eq!(Share::of(&set, 2).threads, None);
     }
