@@ -212,7 +212,7 @@ impl Pending {
     /// Takes the matches with rows above instead of runs alone, if they are cheaper.
     fn measure_rows<V: Value>(&mut self, chunk: &[u8], segment: Range<usize>, n: usize, places: &mut Places) {
         let mut steps = Vec::new();
-        rows::scan::<V>(chunk, segment.clone(), n, places, &mut steps);
+        rows::scan::<V>(chunk, segment.clone(), n, &self.steps, places, &mut steps);
         let frequencies = Frequencies::exact(&chunk[segment], &steps);
         let bits = frequencies.bits();
         if bits < self.bits {

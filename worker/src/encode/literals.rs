@@ -5,8 +5,8 @@
 
 use super::runs::{Step, Value};
 
-/// Bytes looked at in one place: whole values.
-const GROUP: usize = 64;
+/// Bytes looked at in one place: whole values, few, as neighbours in a row are alike.
+const GROUP: usize = 32;
 
 /// Bytes of which the literals are counted in one segment, about; all where there are fewer.
 const SAMPLE: usize = 8 << 10;
@@ -19,6 +19,16 @@ const NOISE: f32 = 0.25;
 
 /// Occurrences in a sample of a literal that was not met there.
 const UNSEEN: f32 = 0.3;
+
+/// Bytes on either side that a byte's count is averaged with where counts differ [smoothly](smoothed).
+const REACH: usize = 4;
+
+/// Squared differences of neighbours beside those of chance, at most, where counts differ smoothly.
+const SMOOTH: f32 = 1.3;
+
+/// Bytes of the same exponent: below and from this one on, in the place that has an exponent's last bit and the upper
+/// bits of a mantissa.
+const MANTISSAS: usize = 128;
 
 /// Values in a row that are counted apart.
 const NEIGHBOURS: usize = 4;
@@ -139,14 +149,21 @@ impl Tally {
             counts.for_each(|(sum, &more)| *sum += more);
         }
         let places = V::SIZE / 2;
-        for place in &high[..places] {
-            add(place, self.every == 1, occurrences, sums);
+        let exact = self.every == 1;
+        // The last place has most of the exponent, and little else.
+        let (last, mantissas) = high[..places].split_last().expect("a value has an upper half");
+        add(last, exact, occurrences, sums);
+        for place in mantissas {
+            match if exact { None } else { smoothed(place) } {
+                Some(counts) => add_scaled(&counts, occurrences, sums),
+                None => add(place, exact, occurrences, sums),
+            }
         }
         for place in &self.low[..places] {
             if self.noise {
                 add_noise(place, occurrences, sums);
             } else {
-                add(place, self.every == 1, occurrences, sums);
+                add(place, exact, occurrences, sums);
             }
         }
         if self.every > 1 && !self.noise {
@@ -198,6 +215,46 @@ fn add(place: &Counts, exact: bool, occurrences: f32, sums: &mut [f32; 256]) {
     }
 }
 
+/// Adds one place's counts as they are, of values of which there are `occurrences`.
+#[inline(always)]
+fn add_scaled(place: &Counts, occurrences: f32, sums: &mut [f32; 256]) {
+    let counted: u32 = place.iter().sum();
+    let scale = occurrences / counted.max(1) as f32;
+    sums.iter_mut().zip(place).for_each(|(sum, &count)| *sum += scale * count as f32);
+}
+
+/// Moving sums of a sample's counts, if the upper bits of mantissas have a smooth density, as they do in softmax output:
+/// an average of neighbours is then closer to the truth than a byte's own count. None where neighbours differ
+/// by more than chance (Poisson) would have it.
+#[inline(always)]
+fn smoothed(place: &Counts) -> Option<Counts> {
+    let (mut differences, mut chance) = (0, 0);
+    for counts in place.chunks_exact(MANTISSAS) {
+        for (&count, &next) in counts.iter().zip(&counts[1..]) {
+            let difference = count.abs_diff(next);
+            differences += difference * difference;
+            chance += count + next;
+        }
+    }
+    if differences as f32 > SMOOTH * chance as f32 {
+        return None;
+    }
+    let mut sums = [0; 256];
+    for (counts, sums) in place.chunks_exact(MANTISSAS).zip(sums.chunks_exact_mut(MANTISSAS)) {
+        // Mirrored at both ends.
+        let mut padded = [0; MANTISSAS + 2 * REACH];
+        padded[REACH..][..MANTISSAS].copy_from_slice(counts);
+        for beyond in 0..REACH {
+            padded[REACH - 1 - beyond] = counts[beyond];
+            padded[REACH + MANTISSAS + beyond] = counts[MANTISSAS - 1 - beyond];
+        }
+        for (at, sum) in sums.iter_mut().enumerate() {
+            *sum = padded[at..][..2 * REACH + 1].iter().sum();
+        }
+    }
+    Some(sums)
+}
+
 /// Adds one place's counts where the values not counted have any byte.
 #[inline(always)]
 fn add_noise(place: &Counts, occurrences: f32, sums: &mut [f32; 256]) {
@@ -226,14 +283,41 @@ fn signal(place: &Counts) -> f32 {
 mod tests {
     use super::*;
 
-    #[test]
-    fn chance_is_told_from_signal() {
+    /// Counts of 2000 bytes, each as likely as the next.
+    fn noise() -> Counts {
         let mut state = 1u32;
-        let mut noise = [0u32; 256];
+        let mut noise = [0; 256];
         for _ in 0..2000 {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             noise[(state >> 24) as usize] += 1;
         }
+        noise
+    }
+
+    #[test]
+    fn a_smooth_density_is_told_from_single_values() {
+        let smooth = smoothed(&noise()).expect("neighbours differ by chance");
+        // Nine counts of a mean of 7.8.
+        assert!(smooth.iter().all(|&sum| sum.abs_diff(70) < 35), "{smooth:?}");
+        let mut values = noise();
+        (0..256).step_by(9).for_each(|byte| values[byte] += 20);
+        assert_eq!(smoothed(&values), None);
+        let mut few = [0; 256];
+        few[130] = 3;
+        assert_eq!(smoothed(&few), None);
+    }
+
+    #[test]
+    fn sums_end_where_the_exponent_changes() {
+        // Twice as many below as from 128 on.
+        let place: Counts = std::array::from_fn(|byte| if byte < MANTISSAS { 20 } else { 10 });
+        let smooth = smoothed(&place).expect("constant within an exponent");
+        assert!(smooth.iter().zip(place).all(|(&sum, count)| sum == 9 * count));
+    }
+
+    #[test]
+    fn chance_is_told_from_signal() {
+        let noise = noise();
         assert!(signal(&noise) < 0.3, "{}", signal(&noise));
         let mut few = [0u32; 256];
         few[60] = 900;

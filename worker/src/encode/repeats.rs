@@ -66,9 +66,13 @@ pub(crate) fn find<V: Value>(chunk: &[u8], segment: Range<usize>, n: usize, step
         // out no shorter by a search as long as it has more than a value and a half a row.
         let most = lowest_bytes.into_iter().max().map_or(0, usize::from);
         let few = 16 * written <= 25 * V::SIZE * head.div_ceil(n * V::SIZE);
-        if 8 * most >= 7 * sampled || few && 4 * most >= 3 * sampled {
+        let is_bare = 8 * most >= 7 * sampled || few && 4 * most >= 3 * sampled;
+        // Rows like those above begin with the same value, too.
+        if is_like_above::<V>(chunk, end - head..end, n) {
+            found = Repeats::Rows;
+        } else if is_bare {
             return Repeats::Values;
-        } else if is_head_before::<V>(chunk, end, n) || is_like_above::<V>(chunk, end - head..end, n) {
+        } else if is_head_before::<V>(chunk, end, n) {
             found = Repeats::Rows;
         } else if last.is_some_and(|literals| values_repeat::<V>(chunk, literals, n)) {
             return Repeats::Values;

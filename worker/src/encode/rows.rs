@@ -3,18 +3,22 @@
 //! Attention that depends on the distance alone repeats the row above shifted by a value; attention that depends
 //! on the key alone repeats it as it is; both often but for the lowest byte. So these distances and those of
 //! [`runs`](super::runs) are tried at every byte; where a value begins, also the places where it was met last.
-//! The longest match is taken.
+//! The longest match is taken, but not across a long run: the rest of a row that is zero takes fewer bits as a run,
+//! and what may begin after it is a row like any above.
 
 use std::ops::Range;
 
 use super::runs::{Distance, Step, Value};
-use super::tables::{SHORTEST_MATCH, WINDOW};
+use super::tables::{LONGEST_MATCH, SHORTEST_MATCH, WINDOW};
 
 /// Bytes compared at a time.
 const WORD: usize = 8;
 
 /// Bits of a value's hash.
 const HASH_BITS: u32 = 10;
+
+/// Bytes of a run that no match goes across. Shorter ones are not worth another match.
+const LONG_RUN: u32 = 2 * LONGEST_MATCH;
 
 /// Places kept for each hash.
 const PLACES: usize = 4;
@@ -46,11 +50,13 @@ impl Places {
     }
 }
 
-/// Appends the steps that spell out `segment` of `chunk`, the bytes of rows of `n` values of type `V`.
+/// Appends the steps that spell out `segment` of `chunk`, the bytes of rows of `n` values of type `V`; `runs` spell it
+/// out, too.
 pub(crate) fn scan<V: Value>(
     chunk: &[u8],
     segment: Range<usize>,
     n: usize,
+    runs: &[Step],
     places: &mut Places,
     steps: &mut Vec<Step>,
 ) {
@@ -58,12 +64,20 @@ pub(crate) fn scan<V: Value>(
     places.0.resize(1 << HASH_BITS, [u32::MAX; PLACES]);
     let row = n * V::SIZE;
     let distances = [1, V::SIZE, row, row + V::SIZE, n * row];
+    let mut long_runs = long_runs(segment.start, runs).peekable();
     let (mut done, mut at) = (segment.start, segment.start);
     while at + SHORTEST_MATCH as usize <= segment.end {
+        if let Some(run) = long_runs.next_if(|run| run.start == at) {
+            let (literals, matched) = ((at - done) as u32, run.len() as u32);
+            steps.push(Step { literals, matched, distance: Distance::BYTE });
+            (done, at) = (run.end, run.end);
+            continue;
+        }
+        let end = long_runs.peek().map_or(segment.end, |run| run.start);
         let (mut matched, mut distance) = (0, 0);
         let mut attempt = |reach: usize| {
             if reach > 0 && reach <= at.min(WINDOW) {
-                let length = common(chunk, at - reach, at..segment.end);
+                let length = common(chunk, at - reach, at..end);
                 // The distances that come first are met more often, and take fewer bits.
                 if length > matched {
                     (matched, distance) = (length, reach);
@@ -97,6 +111,15 @@ pub(crate) fn scan<V: Value>(
     }
 }
 
+/// Where equal bytes are repeated at length, by the runs of a segment that begins at `at`.
+fn long_runs(mut at: usize, runs: &[Step]) -> impl Iterator<Item = Range<usize>> {
+    runs.iter().filter_map(move |run| {
+        let start = at + run.literals as usize;
+        at = start + run.matched as usize;
+        (run.matched >= LONG_RUN && run.distance == Distance::BYTE).then_some(start..at)
+    })
+}
+
 /// How many of the bytes from `before` on are those of `here`.
 fn common(chunk: &[u8], before: usize, here: Range<usize>) -> usize {
     let (mut length, longest) = (0, here.len());
@@ -116,13 +139,14 @@ fn common(chunk: &[u8], before: usize, here: Range<usize>) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::runs::spell;
+    use super::super::runs::{self, equal_pairs, spell};
     use super::*;
 
     fn steps_of(values: &[u32], n: usize) -> Vec<Step> {
         let bytes: &[u8] = bytemuck::cast_slice(values);
-        let mut steps = Vec::new();
-        scan::<u32>(bytes, 0..bytes.len(), n, &mut Places::new(), &mut steps);
+        let (mut runs, mut steps) = (Vec::new(), Vec::new());
+        runs::scan(values, &mut runs, equal_pairs);
+        scan::<u32>(bytes, 0..bytes.len(), n, &runs, &mut Places::new(), &mut steps);
         assert!(spell(bytes, &steps) == bytes);
         steps
     }
@@ -139,6 +163,23 @@ mod tests {
             (0..5 * n).map(|at| 0x3c12_3456 + (at % n + 5 - at / n) * 0x01_0307).collect();
         let steps = steps_of(&shifted, n as usize);
         assert_eq!(steps[1].distance, Distance::new(4 * n as usize + 4));
+    }
+
+    #[test]
+    fn a_long_run_is_left_to_itself() {
+        // Rows of one value and zeros, which the row above would spell out just as well.
+        let n = 200;
+        let rows: Vec<u32> = (0..3 * n).map(|at| if at % n == 0 { 0x3c12_3456 } else { 0 }).collect();
+        let run =
+            |literals: u32, zeros: u32| Step { literals, matched: 4 * zeros - 1, distance: Distance::BYTE };
+        let value = Step { literals: 0, matched: 5, distance: Distance::new(4 * n as usize) };
+        let rest = run(0, n - 1);
+        assert_eq!(steps_of(&rows, n as usize), [run(5, n - 1), value, rest, value, rest]);
+        // Short ones are not.
+        let n = 20;
+        let rows: Vec<u32> = (0..3 * n).map(|at| if at % n == 0 { 0x3c12_3456 } else { 0 }).collect();
+        let above = Step { literals: 0, matched: 2 * 4 * n, distance: Distance::new(4 * n as usize) };
+        assert_eq!(steps_of(&rows, n as usize), [run(5, n - 1), above]);
     }
 
     #[test]
