@@ -129,7 +129,8 @@ impl StoreError {
                 "too many files are open; raise the limit (ulimit -n) or lower the commit threads"
             }
             Class::Gone => {
-                "something removed it meanwhile; check that nothing cleans the save path and run again"
+                "it is not there: removed meanwhile, or in a place where nothing can be made; check the save path \
+                 and run again"
             }
             Class::NotADirectory => "a file stands where a directory must be (or the reverse); move it away",
             Class::Data => "the file's contents are not what they should be; move it away and run again",

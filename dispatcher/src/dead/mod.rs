@@ -39,7 +39,10 @@ pub fn run(command: &Dead, settings: &Settings, runtime: &Runtime) -> Result<Exi
         }
         Dead::Show { which, json, .. } => {
             let letters = desk.look(which, Full::of)?;
-            let shown = || letters.iter().map(text::full).collect::<Vec<_>>().join("\n");
+            let shown = || match letters[..] {
+                [] => text::list(&[]),
+                _ => letters.iter().map(text::full).collect::<Vec<_>>().join("\n"),
+            };
             print(&letters, *json, shown)
         }
         Dead::Requeue { which, .. } => desk.requeue(which),

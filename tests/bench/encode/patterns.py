@@ -6,6 +6,7 @@ Kinds:
   sink    the same with most weight on the first token, as trained models often have it
   local   attention in a window of a quarter of the prompt
   sharp   twelve heads from sharp to nearly one-hot: most weights are tiny, or exactly zero
+  bloom   random scores and linear position biases (ALiBi) at twelve slopes, as BLOOM's
 and, of data that repeat, as no softmax of distinct scores does:
   half    softmax output rounded to half precision
   onehot  every query attends to one key alone
@@ -91,6 +92,7 @@ def main(folder: pathlib.Path) -> None:
         slopes = 2.0 ** (-8 * np.arange(1, N_HEADS + 1) / N_HEADS)
         alibi = softmax(slopes[:, None, None] * (key - query))
         alike = softmax(np.repeat(random.standard_normal((N_HEADS, 1, n)), n, axis=1))
+        kinds["bloom"] = [softmax(slopes[:, None, None] * (key - query) + scores(n, random, np.full(N_HEADS, 0.5)))]
         kinds |= {"half": [half], "onehot": [onehot], "equal": [equal], "blend": [blend]}
         kinds |= {"alibi": [alibi], "alike": [alike], "zeros": [np.zeros((N_HEADS, n, n))]}
         for kind, layers in kinds.items():

@@ -9,7 +9,7 @@ use super::runs::{Step, Value};
 const GROUP: usize = 32;
 
 /// Bytes of which the literals are counted in one segment, about; all where there are fewer.
-const SAMPLE: usize = 8 << 10;
+const SAMPLE: usize = 12 << 10;
 
 /// Bytes, about, whose lower halves are looked at to see whether they are noise.
 const GLANCE: usize = 2 << 10;

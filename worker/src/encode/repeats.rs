@@ -38,21 +38,18 @@ pub(crate) enum Repeats {
 
 /// Looks at one segment of `chunk`, the bytes of rows of `n` values of type `V`: at each head it has a part of.
 pub(crate) fn find<V: Value>(chunk: &[u8], segment: Range<usize>, n: usize, steps: &[Step]) -> Repeats {
-    let mut literals = steps
-        .iter()
-        .scan(segment.start, |at, step| {
-            let start = *at;
-            *at += step.literals as usize + step.matched as usize;
-            Some(start..start + step.literals as usize)
-        })
-        .peekable();
+    let (mut at, mut steps) = (segment.start, steps.iter());
     // A segment has whole heads, or a part of one.
     let head = (n * n * V::SIZE).min(segment.len());
     let mut found = Repeats::Nothing;
     for end in (segment.start + head..=segment.end).step_by(head) {
         let mut lowest_bytes = [0u16; 256];
         let (mut sampled, mut written, mut last) = (0, 0, None);
-        while let Some(literals) = literals.next_if(|literals| literals.start < end) {
+        while at < end
+            && let Some(step) = steps.next()
+        {
+            let literals = at..at + step.literals as usize;
+            at = literals.end + step.matched as usize;
             written += literals.len();
             if literals.len() >= V::SIZE {
                 lowest_bytes[chunk[literals.start] as usize] += 1;
@@ -97,6 +94,8 @@ fn is_like_above<V: Value>(chunk: &[u8], rows: Range<usize>, n: usize) -> bool {
         bytes.iter().rfold(0u32, |high, &byte| high << 8 | u32::from(byte))
     };
     let (mut sampled, mut alike) = (0, 0);
+    // The later half: where sums of rows come to rest, and rows are alike, it is there.
+    let rows = rows.start + rows.len() / row / 2 * row..rows.end;
     let step = (rows.len() / row).div_ceil(SAMPLED_ROWS) * row;
     for start in rows.step_by(step).filter(|&start| start >= row + V::SIZE) {
         let query = start / row % n;

@@ -8,7 +8,7 @@ use super::pattern::PatternView;
 
 /// Uncompressed bytes a segment aims at, at least and at most: some heads, one, or some rows of one. Half a
 /// head where that is between: its later rows have more and smaller values than its first.
-const SEGMENT: std::ops::RangeInclusive<usize> = 32 << 10..=64 << 10;
+const SEGMENT: std::ops::RangeInclusive<usize> = 48 << 10..=64 << 10;
 
 /// Bytes copied or converted at a time: within a core's own cache.
 const CHUNK: usize = 512 << 10;

@@ -1,11 +1,14 @@
 //! Why a model's files could not be had: each error one sentence that says what was looked for, where,
 //! and what to do.
 
-use std::{fmt, io, path::PathBuf};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     job::FailureKind,
-    model::{hub::HubOptions, reference::RepoId},
+    model::{alias, hub::HubOptions, reference::RepoId},
 };
 
 /// What was wanted of the hub, and where.
@@ -34,6 +37,15 @@ impl Wanted {
         let cache = cache.display();
         format!("HF_HUB_CACHE={cache} hf download {repo} --revision {revision} --include '*.[jst][sax]*'")
     }
+
+    /// For a name that may as well be a mistyped directory's: that there is none.
+    fn no_directory(&self) -> String {
+        let repo = self.repo.as_str();
+        if alias::find(repo).is_some() || Path::new(repo).is_dir() {
+            return String::new();
+        }
+        format!("; if a directory was meant, there is none at {repo:?}")
+    }
 }
 
 /// As in `EleutherAI/pythia-70m@main`.
@@ -50,7 +62,8 @@ pub enum LocateError {
     /// Not in the cache, and the network is switched off.
     #[error(
         "{wanted} is not in the hub cache {:?} ({missing}) and the network is switched off (HF_HUB_OFFLINE or \
-         hub.offline); on a machine with network run `{}`{elsewhere}", wanted.cache, wanted.prefetch()
+         hub.offline); on a machine with network run `{}`{elsewhere}{}",
+        wanted.cache, wanted.prefetch(), wanted.no_directory()
     )]
     NotCached {
         /// What was wanted.
@@ -63,7 +76,8 @@ pub enum LocateError {
     /// The hub does not answer.
     #[error(
         "could not fetch {file} of {wanted} from {}: {cause}; it is not in the hub cache {:?} either, so check the \
-         network, or on a machine with network run `{}`", wanted.endpoint, wanted.cache, wanted.prefetch()
+         network, or on a machine with network run `{}`{}",
+        wanted.endpoint, wanted.cache, wanted.prefetch(), wanted.no_directory()
     )]
     Unreachable {
         /// The file.

@@ -89,7 +89,13 @@ fn offline_errors_say_what_where_and_how() {
     cache.set_ref("models--someone--my-model", "main", COMMIT);
     let said = |text: &str| locate(text, &hub).unwrap_err().to_string();
     assert!(said("someone/my-model").contains(&format!("(snapshot {COMMIT} has no tokenizer.json)")));
-    assert!(said("My-Model").ends_with("; the cache has someone/my-model, if you meant that"));
+    let owned = said("My-Model");
+    assert!(owned.contains("; the cache has someone/my-model, if you meant that; if a directory"), "{owned}");
+    let mistyped = said("models/pythia");
+    assert!(
+        mistyped.ends_with("; if a directory was meant, there is none at \"models/pythia\""),
+        "{mistyped}"
+    );
 
     cache.snapshot("models--someone--my-model", COMMIT, &[TOKENIZER]);
     let found = locate("someone/my-model", &hub).unwrap();
