@@ -64,7 +64,7 @@ pub(crate) fn find<V: Value>(chunk: &[u8], segment: Range<usize>, n: usize, step
         let most = lowest_bytes.into_iter().max().map_or(0, usize::from);
         let few = 16 * written <= 25 * V::SIZE * head.div_ceil(n * V::SIZE);
         let is_bare = 8 * most >= 7 * sampled || few && 4 * most >= 3 * sampled;
-        // Rows like those above begin with the same value, too.
+        // Rows like those above may all begin with the same byte as well, and are written shorter by matches with them.
         if is_like_above::<V>(chunk, end - head..end, n) {
             found = Repeats::Rows;
         } else if is_bare {
@@ -103,7 +103,7 @@ fn is_like_above<V: Value>(chunk: &[u8], rows: Range<usize>, n: usize) -> bool {
             let at = start + query * part / 8 * V::SIZE;
             let value = high(at);
             // Not zero, tiny or one, which repeat in any sharp head.
-            if value & 0xff != 0 || V::SIZE == 2 {
+            if value & 0xff != 0 {
                 sampled += 1;
                 alike += usize::from(value == high(at - row) || value == high(at - row - V::SIZE));
             }

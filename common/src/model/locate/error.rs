@@ -38,10 +38,11 @@ impl Wanted {
         format!("HF_HUB_CACHE={cache} hf download {repo} --revision {revision} --include '*.[jst][sax]*'")
     }
 
-    /// For a name that may as well be a mistyped directory's: that there is none.
+    /// For a name that may as well be a mistyped directory's, as a job's, with its commit, is not: that there is none.
     fn no_directory(&self) -> String {
         let repo = self.repo.as_str();
-        if alias::find(repo).is_some() || Path::new(repo).is_dir() {
+        let is_pinned = self.revision.len() == 40;
+        if is_pinned || alias::find(repo).is_some() || Path::new(repo).is_dir() {
             return String::new();
         }
         format!("; if a directory was meant, there is none at {repo:?}")
