@@ -154,7 +154,7 @@ impl Tally {
         add(last, exact, occurrences, sums);
         for place in mantissas {
             match if exact { None } else { smoothed(place) } {
-                Some(counts) => add_scaled(&counts, occurrences, sums),
+                Some(counts) => add(&counts, true, occurrences, sums),
                 None => add(place, exact, occurrences, sums),
             }
         }
@@ -165,7 +165,7 @@ impl Tally {
                 add(place, exact, occurrences, sums);
             }
         }
-        if self.every > 1 && !self.noise {
+        if !exact && !self.noise {
             // What the sample did not meet may still occur; noise has met everything.
             sums.iter_mut().for_each(|sum| *sum += UNSEEN * self.every as f32);
         }
@@ -198,28 +198,20 @@ fn count_high<V: Value>(bytes: &[u8], tables: &mut [[Counts; 2]; NEIGHBOURS]) {
     rest.chunks_exact(V::SIZE).for_each(|value| count(0, value));
 }
 
-/// Adds one place's counts, of values of which there are `occurrences`.
+/// Adds one place's counts, of values of which there are `occurrences`; those of a sample as they are only if `exact`.
 #[inline(always)]
 fn add(place: &Counts, exact: bool, occurrences: f32, sums: &mut [f32; 256]) {
     let counted: u32 = place.iter().sum();
     if counted == 0 {
         return;
     }
-    // Without a sample nothing is uncertain.
+    // Without a sample, or once it is smoothed, nothing is to be moved.
     let kept = if exact { 1.0 } else { signal(place) };
     let scale = occurrences / counted as f32 * kept;
     let flat = occurrences / 256.0 * (1.0 - kept);
     for (sum, &count) in sums.iter_mut().zip(place) {
         *sum += flat + scale * count as f32;
     }
-}
-
-/// Adds one place's counts as they are, of values of which there are `occurrences`.
-#[inline(always)]
-fn add_scaled(place: &Counts, occurrences: f32, sums: &mut [f32; 256]) {
-    let counted: u32 = place.iter().sum();
-    let scale = occurrences / counted.max(1) as f32;
-    sums.iter_mut().zip(place).for_each(|(sum, &count)| *sum += scale * count as f32);
 }
 
 /// Moving sums of a sample's counts, if the upper bits of mantissas have a smooth density, as they do in softmax

@@ -8,7 +8,11 @@ use std::{
 
 use crate::{
     job::FailureKind,
-    model::{alias, hub::HubOptions, reference::RepoId},
+    model::{
+        alias,
+        hub::HubOptions,
+        reference::{RepoId, is_commit},
+    },
 };
 
 /// What was wanted of the hub, and where.
@@ -41,8 +45,7 @@ impl Wanted {
     /// For a name that may as well be a mistyped directory's, as a job's, with its commit, is not: that there is none.
     fn no_directory(&self) -> String {
         let repo = self.repo.as_str();
-        let is_pinned = self.revision.len() == 40;
-        if is_pinned || alias::find(repo).is_some() || Path::new(repo).is_dir() {
+        if is_commit(&self.revision) || alias::find(repo).is_some() || Path::new(repo).is_dir() {
             return String::new();
         }
         format!("; if a directory was meant, there is none at {repo:?}")

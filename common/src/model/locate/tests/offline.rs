@@ -90,7 +90,8 @@ fn offline_errors_say_what_where_and_how() {
     let said = |text: &str| locate(text, &hub).unwrap_err().to_string();
     assert!(said("someone/my-model").contains(&format!("(snapshot {COMMIT} has no tokenizer.json)")));
     let owned = said("My-Model");
-    assert!(owned.contains("; the cache has someone/my-model, if you meant that; if a directory"), "{owned}");
+    let both = "; the cache has someone/my-model, if you meant that; if a directory was meant, there is none at \"My-Model\"";
+    assert!(owned.ends_with(both), "{owned}");
     let mistyped = said("models/pythia");
     assert!(
         mistyped.ends_with("; if a directory was meant, there is none at \"models/pythia\""),
