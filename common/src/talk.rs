@@ -53,6 +53,14 @@ impl View {
     }
 }
 
+/// For a person: `1 prompt`, `2 prompts`.
+pub fn counted(count: impl Into<u64>, one: &str) -> String {
+    match count.into() {
+        1 => format!("1 {one}"),
+        count => format!("{count} {one}s"),
+    }
+}
+
 /// Shows a bar among the others of this process.
 pub fn add_bar(bar: ProgressBar) -> ProgressBar {
     BARS.add(bar)
@@ -114,4 +122,15 @@ fn process_status(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_is_told_as_one() {
+        let told = [0_u64, 1, 2].map(|count| counted(count, "letter"));
+        assert_eq!(told, ["0 letters", "1 letter", "2 letters"]);
+    }
 }

@@ -2,7 +2,12 @@
 //!
 //! A mark beside the run's ledger does it; nothing is taken off the broker. Workers drop its jobs as they meet them.
 
-use common::{exit::Exit, settings::Settings, store::runs, talk::say};
+use common::{
+    exit::Exit,
+    settings::Settings,
+    store::runs,
+    talk::{counted, say},
+};
 use jiff::Timestamp;
 use tokio::runtime::Runtime;
 
@@ -27,7 +32,7 @@ pub fn run(args: &CancelArgs, settings: &Settings, runtime: &Runtime) -> Result<
         return Err(Error::Request(format!(
             "{} of run {} could not be called off: see the warnings above; run this where the data directory is \
              mounted, or name it with --save-path",
-            crate::table::counted(hidden as u64, "model"),
+            counted(hidden as u64, "model"),
             args.run
         )));
     }

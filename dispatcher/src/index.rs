@@ -7,7 +7,7 @@ use common::{
     job::RunId,
     settings::Settings,
     store::{IndexReport, JournalReader, ModelLayout, Progress, Store, Unlisted, runs},
-    talk::say,
+    talk::{counted, say},
 };
 use jiff::Timestamp;
 use tokio::runtime::Runtime;
@@ -16,7 +16,6 @@ use crate::{
     Error,
     cli::IndexArgs,
     scope::{self, Wanted},
-    table::counted,
 };
 
 /// Indexes one run, or every model of the data directories.

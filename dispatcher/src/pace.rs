@@ -12,18 +12,18 @@ const WINDOW: i64 = 120;
 pub struct Pace {
     /// Prompts that ended, by second; the recent ones.
     seconds: BTreeMap<i64, usize>,
-    /// The first and the last second in which anything happened.
-    span: Option<(i64, i64)>,
+    /// When the first and the last thing happened.
+    span: Option<(Timestamp, Timestamp)>,
     total: usize,
 }
 
 impl Pace {
     /// Something happened: `ended` prompts more are over.
     pub fn note(&mut self, at: Timestamp, ended: usize) {
-        let at = at.as_second();
         let (first, last) = self.span.map_or((at, at), |(first, last)| (first.min(at), last.max(at)));
         self.span = Some((first, last));
         self.total += ended;
+        let (at, last) = (at.as_second(), last.as_second());
         if ended > 0 && at > last - WINDOW {
             *self.seconds.entry(at).or_default() += ended;
             self.seconds = self.seconds.split_off(&(last - WINDOW + 1));
@@ -36,14 +36,15 @@ impl Pace {
         let (first, _) = self.span?;
         let ended: usize = self.seconds.range(now - WINDOW + 1..).map(|(_, ended)| ended).sum();
         // A run younger than the window is measured over its own age.
-        let over = (now - first).clamp(1, WINDOW);
+        let over = (now - first.as_second()).clamp(1, WINDOW);
         (ended > 0).then(|| ended as f64 / over as f64)
     }
 
     /// Prompts a second from the first event to the last; none where there is no telling.
     pub fn overall(&self) -> Option<f64> {
         let (first, last) = self.span?;
-        (self.total > 0 && last > first).then(|| self.total as f64 / (last - first) as f64)
+        let seconds = last.duration_since(first).as_secs_f64();
+        (self.total > 0 && seconds > 0.0).then(|| self.total as f64 / seconds)
     }
 }
 
@@ -87,6 +88,16 @@ mod tests {
         pace.note(at(1005), 10);
         assert_eq!(pace.recent(at(5000)), Some(1.0 / 120.0));
         assert_eq!(pace.overall(), Some(31.0 / 4000.0));
+    }
+
+    #[test]
+    fn a_run_of_less_than_a_second_has_its_own_speed_wherever_in_a_second_it_began() {
+        for begin in [1_000_100, 1_000_900] {
+            let mut pace = Pace::default();
+            pace.note(Timestamp::from_millisecond(begin).unwrap(), 0);
+            pace.note(Timestamp::from_millisecond(begin + 250).unwrap(), 20);
+            assert_eq!(pace.overall(), Some(80.0));
+        }
     }
 
     #[test]

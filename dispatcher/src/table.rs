@@ -38,14 +38,6 @@ pub fn table(header: &[(&str, Align)], rows: &[Vec<String>]) -> String {
     text
 }
 
-/// `1 prompt`, `2 prompts`.
-pub fn counted(count: impl Into<u64>, one: &str) -> String {
-    match count.into() {
-        1 => format!("1 {one}"),
-        count => format!("{count} {one}s"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,9 +48,5 @@ mod tests {
         let text = table(&[("NAME", Align::Left), ("N", Align::Right)], &rows);
         assert_eq!(text, "NAME          N\né             7\ntwo lines  1000\n");
         assert_eq!(table(&[("A", Align::Left), ("B", Align::Left)], &[]), "A  B\n");
-        assert_eq!(
-            (counted(1_u64, "letter"), counted(0_u64, "letter")),
-            ("1 letter".into(), "0 letters".into())
-        );
     }
 }

@@ -247,6 +247,29 @@ fn a_hub_cache_is_read_offline_and_every_spelling_leads_to_one_directory() {
 }
 
 #[test]
+fn a_hub_that_does_not_answer_may_answer_later_whatever_asks() {
+    let dir = TempDir::new().unwrap();
+    let model = "some-org/some-model";
+    let mut run = worker_run(Path::new(model), &prompt_file(&dir, 1), &dir.path().join("data"));
+    let mut models = binary("worker");
+    models.args(["models", model]);
+    let mut bench = binary("worker");
+    bench.args(["bench", "forward", "-m", model]);
+    // Nobody listens there.
+    let nobody = [("HF_HUB_OFFLINE", "0"), ("HF_ENDPOINT", "http://127.0.0.1:9")];
+    for command in [&mut run, &mut models, &mut bench] {
+        command.env("HF_HOME", dir.path()).envs(nobody);
+    }
+    for command in [run, models, bench] {
+        let ended = end(command).expect(75);
+        assert!(
+            format!("{ended:#?}").contains("could not fetch config.json of some-org/some-model"),
+            "{ended:#?}"
+        );
+    }
+}
+
+#[test]
 fn a_directory_of_another_model_is_not_mixed_with() {
     let dir = TempDir::new().unwrap();
     let prompts = prompt_file(&dir, 2);

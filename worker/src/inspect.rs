@@ -1,11 +1,13 @@
 //! The commands that only tell: `worker config` and `worker models`.
 
+use std::{collections::HashSet, fmt::Display};
+
 use common::{
     exit::Exit,
     model::{
         alias::known_models,
         family,
-        locate::{check_weights, locate_config},
+        locate::{LocateError, check_weights, locate_config},
         reference::ModelRef,
         spec::Family,
     },
@@ -56,7 +58,10 @@ fn list(json: bool) {
         "\nmodels known by name (any other repository or directory of these families works too):\n"
     ));
     for known in known_models() {
-        let spellings: Vec<_> = known.all_spellings().filter(|&spelling| spelling != known.repo).collect();
+        // Capitals make no difference to what may be typed.
+        let mut told = HashSet::from([known.repo.to_lowercase()]);
+        let spellings: Vec<_> =
+            known.all_spellings().filter(|spelling| told.insert(spelling.to_lowercase())).collect();
         say(format_args!("  {:44} {}\n", known.repo, spellings.join(", ")));
     }
 }
@@ -65,12 +70,13 @@ fn list(json: bool) {
 fn one(model: &str, settings: &Settings, json: bool) -> Exit {
     let hub = settings.hub.options();
     let told = (|| {
-        let reference =
-            ModelRef::parse(model, settings.hub.revision.as_deref()).map_err(|e| e.to_string())?;
-        let located = locate_config(&reference, &hub, &mut |_| {}).map_err(|e| e.to_string())?;
-        let spec = family::read_spec(&located.dir.join("config.json")).map_err(|e| e.to_string())?;
-        check_weights(&located, &hub).map_err(|e| e.to_string())?;
-        Ok::<_, String>((located, spec))
+        let no = |error: &dyn Display| (error.to_string(), Exit::Configuration);
+        let reference = ModelRef::parse(model, settings.hub.revision.as_deref()).map_err(|e| no(&e))?;
+        let not_found = |error: LocateError| (error.to_string(), error.exit());
+        let located = locate_config(&reference, &hub, &mut |_| {}).map_err(not_found)?;
+        let spec = family::read_spec(&located.dir.join("config.json")).map_err(|e| no(&e))?;
+        check_weights(&located, &hub).map_err(not_found)?;
+        Ok::<_, (String, Exit)>((located, spec))
     })();
     match told {
         Ok((located, spec)) => {
@@ -95,13 +101,13 @@ fn one(model: &str, settings: &Settings, json: bool) -> Exit {
             }
             Exit::Done
         }
-        Err(reason) => {
+        Err((reason, exit)) => {
             if json {
                 say(format_args!("{:#}\n", json!({"model": model, "supported": false, "reason": reason})));
             } else {
                 say(format_args!("{model} cannot be run: {reason}\n"));
             }
-            Exit::Configuration
+            exit
         }
     }
 }

@@ -17,7 +17,7 @@ use common::{
     exit::Exit,
     queue::rabbitmq::{Broker, DeadLetter, Judged, Observer, Verdict},
     settings::Settings,
-    talk::say,
+    talk::{counted, say},
 };
 use letters::{Distinct, Filter, Full, Letter, refusal};
 use serde::Serialize;
@@ -26,7 +26,6 @@ use tokio::runtime::Runtime;
 use crate::{
     Error,
     cli::{Dead, DeadFilter},
-    table::counted,
 };
 
 /// Looks at dead letters, sends them again, or removes them.

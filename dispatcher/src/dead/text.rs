@@ -1,12 +1,12 @@
 //! Dead letters for people.
 
-use common::job::FailureKind;
+use common::{job::FailureKind, talk::counted};
 
 use super::{
     letters::{Full, Letter},
     reasons::grouped,
 };
-use crate::table::{Align, counted, table};
+use crate::table::{Align, table};
 
 /// Prompts of a letter that are listed.
 const PROMPTS_SHOWN: usize = 10;

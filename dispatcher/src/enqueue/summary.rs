@@ -6,6 +6,7 @@ use bytesize::ByteSize;
 use common::{
     intake::{KnownModel, Planned},
     job::{Failure, RunId},
+    talk::counted,
 };
 use serde::Serialize;
 
@@ -112,12 +113,15 @@ impl ModelSummary {
         self
     }
 
-    fn write(&self, dry_run: bool, out: &mut String) {
+    fn write(&self, dry_run: bool, alone: bool, out: &mut String) {
         if let Some(error) = &self.error {
-            let _ = writeln!(out, "{}: {error}", self.model);
+            if !alone {
+                let _ = writeln!(out, "{}: not enqueued: {error}", self.model);
+            }
             return;
         }
-        let _ = write!(out, "{}: {} prompts, {} cached", self.model, self.prompts, self.cached);
+        let prompts = counted(self.prompts as u64, "prompt");
+        let _ = write!(out, "{}: {prompts}, {} cached", self.model, self.cached);
         for (count, what) in [
             (self.published_before, "published before"),
             (self.truncated, "cut to the model's context"),
@@ -129,7 +133,8 @@ impl ModelSummary {
             }
         }
         if dry_run {
-            let _ = writeln!(out, "; would publish {} in {} jobs", self.planned, self.batches);
+            let jobs = counted(self.batches as u64, "job");
+            let _ = writeln!(out, "; would publish {} in {jobs}", self.planned);
         } else {
             let publishing = self.total_seconds - self.prepare_seconds;
             let rate = if publishing > 0.0 { self.published as f64 / publishing } else { 0.0 };
@@ -143,8 +148,8 @@ impl ModelSummary {
             if let (Some(run), true) = (&self.run, self.jobs > 0) {
                 let _ = writeln!(
                     out,
-                    "  run {run}: {} jobs; `dispatcher watch --run {run}` follows it",
-                    self.jobs
+                    "  run {run}: {}; `dispatcher watch --run {run}` follows it",
+                    counted(self.jobs as u64, "job")
                 );
             }
         }
@@ -204,10 +209,12 @@ impl EnqueueSummary {
     /// The summary for a person.
     pub fn text(&self) -> String {
         let mut out = String::new();
-        self.models.iter().for_each(|model| model.write(self.dry_run, &mut out));
+        // Errors were told as they came. Between several models they are looked for here again.
+        let alone = self.models.len() == 1;
+        self.models.iter().for_each(|model| model.write(self.dry_run, alone, &mut out));
         if self.bad_lines > 0 {
-            let _ =
-                writeln!(out, "{} bad lines in the prompt file were left out (listed above)", self.bad_lines);
+            let lines = counted(self.bad_lines as u64, "bad line");
+            let _ = writeln!(out, "{lines} in the prompt file left out (listed above)");
         }
         if self.interrupted {
             out.push_str("interrupted: the same command goes on from here\n");

@@ -1,11 +1,11 @@
 //! `status` for people.
 
-use common::settings::Span;
+use common::{settings::Span, talk::counted};
 
 use super::report::{Report, RunRow};
 use crate::{
     follow::State,
-    table::{Align, counted, table},
+    table::{Align, table},
 };
 
 /// Runs that are over are listed up to this many; the newest ones.

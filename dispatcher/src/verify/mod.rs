@@ -38,7 +38,7 @@ use common::{
         JournalReader, ModelLayout, Op, Progress, Store, StoreError,
         runs::{self, RunCard},
     },
-    talk::{PROGRESS, View, add_bar, say},
+    talk::{PROGRESS, View, add_bar, counted, say},
 };
 use file::Expected;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -54,7 +54,6 @@ use crate::{
     Error,
     cli::VerifyArgs,
     scope::{self, Part, Wanted},
-    table::counted,
 };
 
 /// How often a log hears how far it is.

@@ -25,7 +25,7 @@ use common::{
     settings::Settings,
     spool::SpoolOptions,
     store::{ModelLayout, Op, Store, StoreError, runs},
-    talk::View,
+    talk::{View, counted},
     tokenize::{OnTooLong, PrependBos},
 };
 use serde::Serialize;
@@ -42,7 +42,6 @@ use crate::{
     Error,
     publish::{Published, Publishing, REPAIR},
     signals,
-    table::counted,
 };
 
 /// Bytes of a message besides its prompts, at most.

@@ -6,7 +6,7 @@ use common::npz::layer_entry_name;
 use serde::Serialize;
 
 use super::{
-    Report, samples,
+    Failed, Report, samples,
     timing::{fastest, mb_per_s},
 };
 use crate::encode::{Compression, Encoder, Sample, ZlibLevel};
@@ -34,7 +34,7 @@ pub(super) struct EncodeComparison {
     zlib6: EncodeReport,
 }
 
-pub(super) fn measure(files: &[PathBuf]) -> Result<EncodeComparison, String> {
+pub(super) fn measure(files: &[PathBuf]) -> Result<EncodeComparison, Failed> {
     let samples: Vec<_> = files.iter().map(|file| samples(file)).collect::<Result<_, _>>()?;
     Ok(compare(&samples.concat()))
 }

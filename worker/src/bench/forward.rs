@@ -6,7 +6,7 @@ use common::settings::Settings;
 use serde::Serialize;
 
 use super::{
-    Report,
+    Failed, Report,
     opened::Opened,
     timing::{fastest, mb_per_s},
 };
@@ -41,7 +41,7 @@ pub(super) fn measure(
     lengths: &[NonZeroUsize],
     batch_size: Option<NonZeroUsize>,
     settings: &Settings,
-) -> Result<ForwardReport, String> {
+) -> Result<ForwardReport, Failed> {
     let Opened { name, spec, device, mut engine, load } = Opened::open(name, device, settings)?;
     let layers: Vec<usize> = (0..spec.n_layers()).collect();
     if lengths.iter().any(|n| n.get() > spec.n_ctx) {
@@ -65,7 +65,7 @@ pub(super) fn measure(
             failed = run_to_end(&mut *engine, tokens.clone(), &layers, taken).err();
         });
         if let Some(error) = failed {
-            return Err(format!("{name} over {batch} prompts of {n} tokens: {error}"));
+            return Err(Failed::new(format_args!("{name} over {batch} prompts of {n} tokens: {error}")));
         }
         let seconds = time.as_secs_f64();
         measured.push(Length {

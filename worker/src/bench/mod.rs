@@ -10,9 +10,9 @@ mod soak;
 mod store;
 mod timing;
 
-use std::path::Path;
+use std::{fmt, path::Path};
 
-use common::{exit::Exit, settings::Settings, talk::say};
+use common::{exit::Exit, model::locate::LocateError, settings::Settings, store::StoreError, talk::say};
 use serde::Serialize;
 
 use crate::{cli::Bench, encode::Sample};
@@ -21,6 +21,32 @@ use crate::{cli::Bench, encode::Sample};
 trait Report: Serialize {
     /// The report for a person.
     fn text(&self) -> String;
+}
+
+/// Why there is nothing to report.
+#[derive(Debug)]
+struct Failed {
+    reason: String,
+    exit: Exit,
+}
+
+impl Failed {
+    /// A failure that the user must do something about.
+    fn new(reason: impl fmt::Display) -> Failed {
+        Failed { reason: reason.to_string(), exit: Exit::Configuration }
+    }
+}
+
+impl From<LocateError> for Failed {
+    fn from(error: LocateError) -> Failed {
+        Failed { exit: error.exit(), ..Failed::new(error) }
+    }
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Failed {
+        Failed { exit: error.kind().into(), ..Failed::new(error) }
+    }
 }
 
 /// Measures one stage and prints what it found.
@@ -45,9 +71,9 @@ pub fn run(bench: &Bench, settings: &Settings) -> Exit {
             say(format_args!("{text}"));
             Exit::Done
         }
-        Err(error) => {
-            tracing::error!("{error}");
-            Exit::Configuration
+        Err(Failed { reason, exit }) => {
+            tracing::error!("{reason}");
+            exit
         }
     }
 }
@@ -57,11 +83,11 @@ fn boxed(report: impl Report) -> (String, serde_json::Value) {
 }
 
 /// Every attention pattern in `file`: one at least.
-fn samples(file: &Path) -> Result<Vec<Sample>, String> {
+fn samples(file: &Path) -> Result<Vec<Sample>, Failed> {
     let problem = match Sample::load(file) {
         Ok(samples) if samples.is_empty() => format!("{} holds no arrays", file.display()),
         Ok(samples) => return Ok(samples),
         Err(error) => error.to_string(),
     };
-    Err(format!("{problem}; give files as a run writes them (PROMPT/activations.npz)"))
+    Err(Failed::new(format_args!("{problem}; give files as a run writes them (PROMPT/activations.npz)")))
 }

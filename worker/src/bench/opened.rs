@@ -13,7 +13,7 @@ use common::{
     settings::{Run, Settings},
 };
 
-use super::timing::timed;
+use super::{Failed, timing::timed};
 use crate::{
     engine::Engine,
     model::{self, device::DeviceChoice},
@@ -33,26 +33,29 @@ pub(super) struct Opened {
 
 impl Opened {
     /// Opens the model that `run --model` would call `name`, on `device` rather than on the settings' where it is given.
-    pub(super) fn open(name: &str, device: Option<&str>, settings: &Settings) -> Result<Opened, String> {
-        fn say(error: impl std::fmt::Display) -> String {
-            error.to_string()
-        }
+    pub(super) fn open(name: &str, device: Option<&str>, settings: &Settings) -> Result<Opened, Failed> {
         let mut settings = settings.clone();
         if let Some(device) = device {
             settings.run.device = device.to_owned();
         }
-        let compute = ComputeOptions::parse(&settings).map_err(say)?;
+        let compute = ComputeOptions::parse(&settings).map_err(Failed::new)?;
         compute.prepare();
         let Run { compute_dtype, matmul_precision, .. } = settings.run;
         let numerics = Numerics { compute_dtype, matmul_precision };
         let hub = settings.hub.options();
-        let reference = ModelRef::parse(name, settings.hub.revision.as_deref()).map_err(say)?;
-        let located = locate_config(&reference, &hub, &mut |_| {}).map_err(say)?;
-        let spec = family::read_spec(&located.dir.join("config.json")).map_err(say)?;
-        let files = fetch_weights(&located, &hub, &mut |_| {}).map_err(say)?;
+        let reference = ModelRef::parse(name, settings.hub.revision.as_deref()).map_err(Failed::new)?;
+        let located = locate_config(&reference, &hub, &mut |_| {})?;
+        let spec = family::read_spec(&located.dir.join("config.json")).map_err(Failed::new)?;
+        let files = fetch_weights(&located, &hub, &mut |_| {})?;
         let dir = files.first().and_then(|file| file.parent()).unwrap_or(&located.dir);
         let device = compute.device.resolve();
         let (engine, load) = timed(|| model::load(dir, &spec, device, numerics, spec.n_layers() - 1));
-        Ok(Opened { name: located.name.to_string(), device, engine: engine.map_err(say)?, load, spec })
+        Ok(Opened {
+            name: located.name.to_string(),
+            device,
+            engine: engine.map_err(Failed::new)?,
+            load,
+            spec,
+        })
     }
 }

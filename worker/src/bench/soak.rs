@@ -20,7 +20,7 @@ use common::{
 };
 use serde::Serialize;
 
-use super::{Report, opened::Opened};
+use super::{Failed, Report, opened::Opened};
 use crate::{
     engine::{Engine, EngineError, Pattern, PatternSink, SinkClosed, TokenBatch},
     model::device::{DeviceChoice, DeviceMemory},
@@ -85,12 +85,13 @@ pub(super) fn measure(
     device: Option<&str>,
     plan: Plan,
     settings: &Settings,
-) -> Result<SoakReport, String> {
+) -> Result<SoakReport, Failed> {
     let Opened { name, spec, device, mut engine, load } = Opened::open(name, device, settings)?;
     let batch_bytes =
         settings.run.batch_memory.map_or_else(|| default_batch_memory().batch_bytes, |size| size.as_u64());
     let feed = Feed::new(&mut *engine, &spec, usize::try_from(batch_bytes).unwrap_or(usize::MAX));
-    let mut report = soak(feed, &spec, plan, device).map_err(|error| format!("{name}: {error}"))?;
+    let mut report =
+        soak(feed, &spec, plan, device).map_err(|error| Failed::new(format_args!("{name}: {error}")))?;
     report.model = name;
     report.load_seconds = load.as_secs_f64();
     Ok(report)

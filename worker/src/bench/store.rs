@@ -14,12 +14,12 @@ use common::{
     model::reference::ModelName,
     npz::{Entry, layer_entry_name, write_npz},
     prompt::PromptHash,
-    store::Store,
+    store::{Store, StoreError},
 };
 use serde::Serialize;
 
 use super::{
-    Report, samples,
+    Failed, Report, samples,
     timing::{mb_per_s, timed},
 };
 use crate::encode::{Compression, Encoder, Sample};
@@ -44,7 +44,7 @@ pub(super) struct StoreReport {
     plain_mb_per_s: f64,
 }
 
-pub(super) fn measure(dir: &Path, files: &[PathBuf]) -> Result<StoreReport, String> {
+pub(super) fn measure(dir: &Path, files: &[PathBuf]) -> Result<StoreReport, Failed> {
     // Prompt i is what file i holds; after the last file it begins again.
     let prompts: Vec<Vec<Sample>> = files.iter().map(|file| samples(file)).collect::<Result<_, _>>()?;
     let encode = |prompt: usize| -> Vec<Entry> {
@@ -55,7 +55,10 @@ pub(super) fn measure(dir: &Path, files: &[PathBuf]) -> Result<StoreReport, Stri
     let entries: Vec<Vec<Entry>> = (0..prompts.len()).map(encode).collect();
     let entries = |prompt: usize| entries[prompt % prompts.len()].clone();
     let scratch = tempfile::Builder::new().prefix("lenspool-bench-").tempdir_in(dir).map_err(|error| {
-        format!("cannot write to {}: {error}; give a directory on the storage to measure", dir.display())
+        let dir = dir.display();
+        Failed::new(format_args!(
+            "cannot write to {dir}: {error}; give a directory on the storage to measure"
+        ))
     })?;
     let threads = thread::available_parallelism().map_or(4, usize::from).clamp(4, 16);
 
@@ -69,10 +72,10 @@ pub(super) fn measure(dir: &Path, files: &[PathBuf]) -> Result<StoreReport, Stri
     done?;
     let mut bytes = Vec::new();
     for prompt in 0..prompts.len() {
-        write_npz(&entries(prompt), &mut bytes).map_err(|error| error.to_string())?;
+        write_npz(&entries(prompt), &mut bytes).map_err(Failed::new)?;
     }
     let (done, plain) = timed(|| plain(&scratch.path().join("plain"), &bytes, total));
-    done.map_err(|error| format!("writing to {}: {error}", dir.display()))?;
+    done.map_err(|error| Failed::new(format_args!("writing to {}: {error}", dir.display())))?;
     Ok(StoreReport {
         prompts: PROMPTS,
         bytes_a_prompt: total / PROMPTS as u64,
@@ -90,10 +93,10 @@ fn commits(
     name: &str,
     threads: usize,
     entries: &(dyn Fn(usize) -> Vec<Entry> + Sync),
-) -> Result<u64, String> {
+) -> Result<u64, StoreError> {
     let model = ModelName::sanitize(name);
     let store = Store::new(save_path, &RunId(format!("bench-{}", std::process::id())));
-    let store = store.model(&model, &Capture::default(), 1).map_err(|error| error.to_string())?;
+    let store = store.model(&model, &Capture::default(), 1)?;
     let next = AtomicUsize::new(0);
     thread::scope(|scope| {
         let commit = || {
@@ -101,12 +104,11 @@ fn commits(
             loop {
                 let i = next.fetch_add(1, Ordering::Relaxed);
                 if i >= PROMPTS {
-                    return Ok::<u64, String>(bytes);
+                    return Ok::<u64, StoreError>(bytes);
                 }
                 let entries = entries(i);
                 let hash = PromptHash::of(&i.to_string());
-                let committed = store.commit(&hash, b"{}", |file| write_npz(&entries, file));
-                bytes += committed.map_err(|error| error.to_string())?.array_bytes;
+                bytes += store.commit(&hash, b"{}", |file| write_npz(&entries, file))?.array_bytes;
             }
         };
         let running: Vec<_> = (0..threads).map(|_| scope.spawn(commit)).collect();

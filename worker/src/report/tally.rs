@@ -30,7 +30,8 @@ pub struct Tally {
     pub npz_bytes: u64,
     /// Bytes of raw patterns those hold.
     pub raw_bytes: u64,
-    /// Longest sequence of the batch being computed.
+    /// Longest sequence of the batch being computed: nothing that a summary could tell.
+    #[serde(skip)]
     pub n_ctx: usize,
     /// Where the time went.
     pub seconds: StageSeconds,

@@ -63,9 +63,7 @@ impl ModelError {
     pub fn exit(&self) -> Exit {
         match self {
             ModelError::Prompts(_) | ModelError::Place(PlaceError::OtherModel { .. }) => Exit::Configuration,
-            // On a cluster another node may have it; here, somebody must fetch it first.
-            ModelError::Intake(IntakeError::Locate(LocateError::NotCached { .. })) => Exit::Configuration,
-            ModelError::Intake(IntakeError::Locate(error)) => error.kind().into(),
+            ModelError::Intake(IntakeError::Locate(error)) => error.exit(),
             ModelError::Intake(IntakeError::Store(error))
             | ModelError::Store(error)
             | ModelError::Place(PlaceError::Store(error)) => error.kind().into(),

@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    exit::Exit,
     job::FailureKind,
     model::{
         alias,
@@ -172,6 +173,15 @@ impl LocateError {
             | LocateError::NoSuchRevision { .. }
             | LocateError::NoSuchFile { .. }
             | LocateError::Damaged { .. } => FailureKind::Permanent,
+        }
+    }
+
+    /// The exit code it leads to where a person gave the command. On a cluster another node may have what is not
+    /// cached; here, somebody must fetch it first.
+    pub fn exit(&self) -> Exit {
+        match self {
+            LocateError::NotCached { .. } => Exit::Configuration,
+            error => error.kind().into(),
         }
     }
 }
