@@ -191,6 +191,29 @@ mod tests {
     }
 
     #[test]
+    fn segments_of_a_chunk_reach_back_into_those_before() {
+        fn check<V: Value + bytemuck::Pod>(value: impl Fn(usize, usize) -> V) {
+            let n = 301;
+            let values: Vec<V> = (0..9 * n).map(|at| value(at / n, at % n)).collect();
+            let bytes: &[u8] = bytemuck::cast_slice(&values);
+            let (mut places, mut steps) = (Places::new(), Vec::new());
+            // Neither cut is where a row begins, and the second is amid zeros.
+            for part in [0..2 * n + 77, 2 * n + 77..5 * n - 20, 5 * n - 20..9 * n] {
+                let mut runs = Vec::new();
+                runs::scan(&values[part.clone()], &mut runs, equal_pairs);
+                let segment = part.start * V::SIZE..part.end * V::SIZE;
+                scan::<V>(bytes, segment, n, &runs, &mut places, &mut steps);
+            }
+            assert!(spell(bytes, &steps) == bytes);
+            let literals: u32 = steps.iter().map(|step| step.literals).sum();
+            assert!(literals < 100 * V::SIZE as u32, "{literals} bytes are not matched with those before");
+        }
+        // The same 40 values in every row, and zeros after them.
+        check(|_, key| if key < 40 { 0x3c12_3456 + key as u32 * 0x01_0307 } else { 0 });
+        check(|_, key| if key < 40 { 0x3456 + key as u16 * 0x0307 } else { 0 });
+    }
+
+    #[test]
     fn ends_and_short_inputs() {
         for length in 0..40 {
             let values: Vec<u32> = (0..length).map(|at| 0x3c12_3456 ^ (at % 7) << 12).collect();
