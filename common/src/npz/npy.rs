@@ -70,9 +70,11 @@ impl NpyHeader {
         Ok((header, MAGIC.len() + 2 + usize::from(u16::from_le_bytes(*length))))
     }
 
-    /// Bytes of the values.
-    pub fn values_len(&self) -> u64 {
-        self.shape.iter().fold(self.dtype.bytes() as u64, |product, &axis| product * axis as u64)
+    /// Bytes of the values; none where the header says more than any array has.
+    pub fn values_len(&self) -> Option<u64> {
+        self.shape.iter().try_fold(self.dtype.bytes() as u64, |product, &axis| {
+            product.checked_mul(u64::try_from(axis).ok()?)
+        })
     }
 }
 

@@ -27,7 +27,7 @@ impl BitWriter {
         self.held += len;
         let whole = (self.held / 8) as usize;
         self.out.extend_from_slice(&self.acc.to_le_bytes()[..whole]);
-        self.acc = if whole == 8 { 0 } else { self.acc >> (8 * whole) };
+        self.acc >>= 8 * whole;
         self.held %= 8;
     }
 

@@ -19,10 +19,11 @@ use super::frequencies::Frequencies;
 use super::general::General;
 use super::kernel::Kernel;
 use super::literals::Tally;
-use super::repeats::{self, Repeats};
+use super::repeats;
 use super::rows::{self, Places};
 use super::runs::{Step, Value};
 use super::tables::WINDOW;
+use super::values::Chunk;
 
 /// Segments that share a code, scanned and counted but not yet written.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ struct Pending {
     len: usize,
     steps: Vec<Step>,
     frequencies: Frequencies,
-    /// Estimate of the bits its literals and match lengths take.
+    /// Estimate of the bits its literals and matches take.
     bits: f32,
 }
 
@@ -97,20 +98,21 @@ impl Blocks {
         self.header.extend_from_slice(header);
     }
 
-    /// Writes `values`, rows of `n`, cut into segments of these lengths; their bytes go into `crc` on the
-    /// way.
+    /// Writes what is new in `chunk`, rows of `n` values, cut into segments of these lengths; its bytes go into `crc`
+    /// on the way.
     pub(crate) fn write<V: Value + bytemuck::Pod>(
         &mut self,
-        values: &[V],
+        chunk: Chunk<'_, V>,
         n: usize,
         segments: &mut dyn Iterator<Item = usize>,
         crc: &mut crc32fast::Hasher,
     ) {
+        let Chunk { values, known, first_row } = chunk;
         let bytes: &[u8] = bytemuck::cast_slice(values);
         self.places.clear();
         // Values before `start` are written, before `measured` measured; bytes before `told` need not be given
         // to a general deflate, which is slower and longer in small pieces.
-        let (mut start, mut measured, mut told) = (0, 0, 0);
+        let (mut start, mut measured, mut told) = (known, known, known * V::SIZE);
         for len in segments {
             let from = measured * V::SIZE;
             let segment = &values[measured..][..len];
@@ -118,12 +120,12 @@ impl Blocks {
             crc.update(bytemuck::cast_slice(segment));
             self.next.measure(self.kernel, segment, &mut self.tally);
             let range = from..measured * V::SIZE;
-            let is_constant = matches!(self.next.steps[..], [_]);
-            let repeats = repeats::find::<V>(bytes, range.clone(), n, &self.next.steps);
-            if repeats == Repeats::Rows {
+            let is_constant = matches!(self.next.steps[..], [step] if step.literals as usize <= V::SIZE && step.matched > 0);
+            let repeats = repeats::find::<V>(bytes, range.clone(), first_row, n, &self.next.steps);
+            if repeats.rows {
                 self.next.measure_rows::<V>(bytes, range, n, &mut self.places);
             }
-            if (repeats == Repeats::Values) != self.stretch.is_some() {
+            if repeats.values != self.stretch.is_some() {
                 self.write_block(values, &mut start);
                 match &mut self.stretch {
                     None => self.begin_stretch(&bytes[..from], is_constant),

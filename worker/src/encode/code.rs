@@ -9,7 +9,7 @@ use super::tables::{
     DISTANCE_SYMBOLS, DistanceCode, END_OF_BLOCK, LENGTH_CODES, LITLEN_SYMBOLS, LONGEST_MATCH, LengthCode,
 };
 
-/// The longest code of a literal or length: four of them and seven bits left over fit into 64 bits.
+/// The longest code of a literal, length or distance: four of them and seven bits left over fit into 64 bits.
 pub(crate) const LITLEN_LIMIT: u32 = 14;
 
 /// The most bits a match can take: codes and extra bits of its length and its distance.
@@ -25,7 +25,7 @@ pub(crate) struct BlockCode {
 }
 
 impl BlockCode {
-    /// The best code for these frequencies.
+    /// A code for these frequencies, as close to the best as [`prefix_code`](super::prefix_code) comes.
     pub(crate) fn new(frequencies: &Frequencies) -> Self {
         let mut code = BlockCode {
             litlen_lengths: [0; LITLEN_SYMBOLS],

@@ -10,8 +10,8 @@ use super::kernel::Kernel;
 use super::pattern::PatternView;
 use super::values;
 
-/// Arrays of at most this many bytes are also tried with zlib, which may find more in them; they cost
-/// nothing either way.
+/// Arrays of at most this many bytes are also tried with zlib, which may find more in them; they take little time
+/// either way.
 const SMALL: usize = 16 << 10;
 
 /// Payload buffers kept for later.
@@ -26,6 +26,8 @@ pub struct Encoder {
     words: Vec<u32>,
     halves: Vec<u16>,
     spare: Vec<Vec<u8>>,
+    /// One for each level that was needed.
+    generals: Vec<General>,
 }
 
 /// Compressed bytes with what a zip says about them.
@@ -49,6 +51,7 @@ impl Encoder {
             words: Vec::new(),
             halves: Vec::new(),
             spare: Vec::new(),
+            generals: Vec::new(),
         }
     }
 
@@ -65,10 +68,11 @@ impl Encoder {
         let small = pattern.len() * self.dtype.bytes() <= SMALL;
         if small && self.compression == Compression::Causal {
             for level in ZlibLevel::SMALL {
-                let other = self.stream(&header, &pattern, Compression::Zlib(level));
+                let mut other = self.stream(&header, &pattern, Compression::Zlib(level));
                 if other.payload.len() < stream.payload.len() {
-                    stream = other;
+                    std::mem::swap(&mut stream, &mut other);
                 }
+                self.keep(other.payload);
             }
         }
         Entry {
@@ -83,8 +87,12 @@ impl Encoder {
     /// Takes back an entry that has been written: its buffer serves a later one, and the system need
     /// not hand out fresh pages for it.
     pub fn recycle(&mut self, entry: Entry) {
+        self.keep(entry.payload);
+    }
+
+    fn keep(&mut self, payload: Vec<u8>) {
         if self.spare.len() < MOST_SPARE {
-            self.spare.push(entry.payload);
+            self.spare.push(payload);
         }
     }
 
@@ -105,24 +113,28 @@ impl Encoder {
                 let (blocks, n) = (&mut self.blocks, pattern.n());
                 blocks.begin(payload, header);
                 match self.dtype {
-                    Dtype::Float32 => values::float32(pattern, &mut self.words, |values, segments| {
-                        blocks.write(values, n, segments, &mut crc);
+                    Dtype::Float32 => values::float32(pattern, &mut self.words, |chunk, segments| {
+                        blocks.write(chunk, n, segments, &mut crc);
                     }),
-                    Dtype::Float16 => values::float16(pattern, &mut self.halves, |values, segments| {
-                        blocks.write(values, n, segments, &mut crc);
+                    Dtype::Float16 => values::float16(pattern, &mut self.halves, |chunk, segments| {
+                        blocks.write(chunk, n, segments, &mut crc);
                     }),
                 }
                 blocks.end()
             }
             Compression::Zlib(level) => {
-                let mut general = General::new(level);
+                let before = self.generals.iter().position(|general| general.level() == level);
+                let mut general =
+                    before.map_or_else(|| General::new(level), |at| self.generals.swap_remove(at));
                 general.begin(payload);
                 general.write(header);
                 self.each_bytes(pattern, |bytes| {
                     crc.update(bytes);
                     general.write(bytes);
                 });
-                general.end(true)
+                let payload = general.end(true);
+                self.generals.push(general);
+                payload
             }
             Compression::Store => {
                 payload.reserve(header.len() + pattern.len() * self.dtype.bytes());
@@ -141,10 +153,10 @@ impl Encoder {
     fn each_bytes(&mut self, pattern: &PatternView<'_>, mut take: impl FnMut(&[u8])) {
         match self.dtype {
             Dtype::Float32 => {
-                values::float32(pattern, &mut self.words, |values, _| take(bytemuck::cast_slice(values)));
+                values::float32(pattern, &mut self.words, |chunk, _| take(chunk.new_bytes()));
             }
             Dtype::Float16 => {
-                values::float16(pattern, &mut self.halves, |values, _| take(bytemuck::cast_slice(values)));
+                values::float16(pattern, &mut self.halves, |chunk, _| take(chunk.new_bytes()));
             }
         }
     }

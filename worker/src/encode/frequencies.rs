@@ -46,7 +46,7 @@ impl Frequencies {
             frequencies.add_literals::<V>(&literals, tally);
         }
         frequencies.count_matches(steps);
-        frequencies.count_heads(bytes, steps);
+        frequencies.count_run_starts(bytes, steps);
         frequencies
     }
 
@@ -73,16 +73,16 @@ impl Frequencies {
 
     /// Adds the literals that begin a run of equal bytes.
     #[inline(always)]
-    fn count_heads(&mut self, bytes: &[u8], steps: &[Step]) {
+    fn count_run_starts(&mut self, bytes: &[u8], steps: &[Step]) {
         // Nearly all are the same: they are counted in a register.
         let (mut byte, mut count, mut at) = (0, 0, 0);
         for step in steps {
             at += step.literals as usize;
             if step.matched > 0 && step.distance == Distance::BYTE {
-                let head = bytes[at - 1];
-                if head != byte {
+                let first = bytes[at - 1];
+                if first != byte {
                     self.litlen[byte as usize] += count as f32;
-                    (byte, count) = (head, 0);
+                    (byte, count) = (first, 0);
                 }
                 count += 1;
             }

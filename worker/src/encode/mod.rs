@@ -19,7 +19,7 @@
 //! than by zlib.
 //!
 //! # Why that is safe
-//! - The output is plain deflate in a plain zip: dynamic blocks, one fixed block for the npy header. Any
+//! - The output is plain deflate in a plain zip: blocks of every kind the format has, and nothing else. Any
 //!   inflater reads it; window and distances stay within what the oldest readers take.
 //! - Nothing is assumed about the values. Runs are found by comparing bits, so a pattern without a mask, with
 //!   NaN, infinities or negative zeros is written as exactly and only compresses differently.

@@ -4,17 +4,13 @@
 //! (rounded to half precision, exactly 0, 1 or 1/8), a head like the one before, rows like the rows above
 //! or with equal values in them. A wrong guess costs time or bytes, never correctness.
 
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 use super::runs::{Step, Value};
 use super::tables::WINDOW;
 
 /// Values of a row, and of rows above, that are looked at.
 const SAMPLE: usize = 32;
-
-/// Rows above that are looked at: one for so many values of a row, as their segments are larger.
-const ROWS_ABOVE_PER: usize = 64;
-const MOST_ROWS_ABOVE: usize = 4;
 
 /// Rows of a segment that are compared with those above.
 const SAMPLED_ROWS: usize = 16;
@@ -26,23 +22,32 @@ const SMALLEST_SAMPLE: usize = 8;
 const SAMPLED_A_REPEAT: usize = 16;
 
 /// What repeats in a segment, apart from neighbours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Repeats {
-    /// Nothing that was found.
-    Nothing,
-    /// Rows above: [`rows`](super::rows) writes it shortest.
-    Rows,
-    /// Values, anywhere: a general deflate writes it shortest.
-    Values,
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Repeats {
+    /// Rows above: [`rows`](super::rows) may write it shortest.
+    pub(crate) rows: bool,
+    /// Values, anywhere: a general deflate may write it shortest.
+    pub(crate) values: bool,
 }
 
-/// Looks at one segment of `chunk`, the bytes of rows of `n` values of type `V`: at each head it has a part of.
-pub(crate) fn find<V: Value>(chunk: &[u8], segment: Range<usize>, n: usize, steps: &[Step]) -> Repeats {
+/// Looks at one segment of `chunk`, the bytes of rows of `n` values of type `V`, the first of them row `first_row` of its
+/// array: at each head the segment has a part of.
+pub(crate) fn find<V: Value>(
+    chunk: &[u8],
+    segment: Range<usize>,
+    first_row: usize,
+    n: usize,
+    steps: &[Step],
+) -> Repeats {
     let (mut at, mut steps) = (segment.start, steps.iter());
     // A segment has whole heads, or a part of one.
     let head = (n * n * V::SIZE).min(segment.len());
-    let mut found = Repeats::Nothing;
+    let mut found = Repeats::default();
     for end in (segment.start + head..=segment.end).step_by(head) {
+        if at >= end {
+            // A run, or values without one, that began in a head before: it was looked at there.
+            continue;
+        }
         let mut lowest_bytes = [0u16; 256];
         let (mut sampled, mut written, mut last) = (0, 0, None);
         while at < end
@@ -59,20 +64,33 @@ pub(crate) fn find<V: Value>(chunk: &[u8], segment: Range<usize>, n: usize, step
                 last = Some(literals.start..literals.end.min(end));
             }
         }
+        if let (..SMALLEST_SAMPLE, Some(literals)) = (sampled, &last) {
+            // Few rows, but long ones.
+            let step = (literals.len() / V::SIZE).div_ceil(SAMPLE) * V::SIZE;
+            literals.clone().step_by(step).for_each(|at| lowest_bytes[chunk[at] as usize] += 1);
+            sampled += literals.len().div_ceil(step);
+        }
         // As no softmax output has: all rounded, or one-hot but for few rows. A very sharp head is neither, and comes
         // out no shorter by a search as long as it has more than a value and a half a row.
         let most = lowest_bytes.into_iter().max().map_or(0, usize::from);
         let few = 16 * written <= 25 * V::SIZE * head.div_ceil(n * V::SIZE);
-        let is_bare = 8 * most >= 7 * sampled || few && 4 * most >= 3 * sampled;
-        // Rows like those above may all begin with the same byte as well, and are written shorter by matches with them.
-        if is_like_above::<V>(chunk, end - head..end, n) {
-            found = Repeats::Rows;
+        let is_rounded = sampled >= SMALLEST_SAMPLE && 8 * most >= 7 * sampled;
+        let is_bare = is_rounded || few && 4 * most >= 3 * sampled;
+        let is_anywhere = last.is_some_and(|literals| values_repeat::<V>(chunk, literals, n));
+        if is_like_above::<V>(chunk, end - head..end, first_row, n) {
+            found.rows = true;
+            // Of few bits, values like those above are equal to them, and may be to many others.
+            found.values = V::SIZE == 2 && is_anywhere;
         } else if is_bare {
-            return Repeats::Values;
+            // After rows alike, which may all begin with the same byte as well, and are written shorter by matches.
+            found.values = true;
         } else if is_head_before::<V>(chunk, end, n) {
-            found = Repeats::Rows;
-        } else if last.is_some_and(|literals| values_repeat::<V>(chunk, literals, n)) {
-            return Repeats::Values;
+            found.rows = true;
+        } else if is_anywhere {
+            found.values = true;
+        }
+        if found.values {
+            break;
         }
     }
     found
@@ -86,7 +104,7 @@ fn is_head_before<V: Value>(chunk: &[u8], end: usize, n: usize) -> bool {
 }
 
 /// Whether values are often like the one above or the one above and before, up to a byte of noise.
-fn is_like_above<V: Value>(chunk: &[u8], rows: Range<usize>, n: usize) -> bool {
+fn is_like_above<V: Value>(chunk: &[u8], rows: Range<usize>, first_row: usize, n: usize) -> bool {
     let row = n * V::SIZE;
     let high = |at: usize| {
         // All bytes of a small value, all but the lowest of a large one.
@@ -98,11 +116,11 @@ fn is_like_above<V: Value>(chunk: &[u8], rows: Range<usize>, n: usize) -> bool {
     let rows = rows.start + rows.len() / row / 2 * row..rows.end;
     let step = (rows.len() / row).div_ceil(SAMPLED_ROWS) * row;
     for start in rows.step_by(step).filter(|&start| start >= row + V::SIZE) {
-        let query = start / row % n;
+        let query = (first_row + start / row) % n;
         for part in [3, 5, 7] {
             let at = start + query * part / 8 * V::SIZE;
             let value = high(at);
-            // Not zero, tiny or one, which repeat in any sharp head.
+            // Zero, one and most that are tiny repeat in any sharp head.
             if value & 0xff != 0 {
                 sampled += 1;
                 alike += usize::from(value == high(at - row) || value == high(at - row - V::SIZE));
@@ -112,14 +130,20 @@ fn is_like_above<V: Value>(chunk: &[u8], rows: Range<usize>, n: usize) -> bool {
     alike > 1 && 32 * alike >= sampled
 }
 
+/// Rows above that are looked at: more in longer rows, as their segments are larger.
+fn rows_above<V: Value>(n: usize) -> RangeInclusive<usize> {
+    // Values of few bits may be rounded to the same ones again, but some rows below.
+    let (values_a_row, most) = if V::SIZE == 2 { (8, 16) } else { (64, 4) };
+    1..=(n / values_a_row).clamp(1, most)
+}
+
 /// Whether values in the middle of a row are there twice, in that part of the row or of rows above.
 fn values_repeat<V: Value>(chunk: &[u8], literals: Range<usize>, n: usize) -> bool {
     let len = literals.len().min(SAMPLE * V::SIZE) / V::SIZE * V::SIZE;
     let start = literals.start + (literals.len() - len) / 2 / V::SIZE * V::SIZE;
     // Where attention depends on the distance alone, a row is the one above shifted by a value: one more is
     // looked at. Sums of long rows are not rounded alike, but some are.
-    let rows = 1..=(n / ROWS_ABOVE_PER).clamp(1, MOST_ROWS_ABOVE);
-    let above = rows.filter_map(|row| start.checked_sub(row * (n + 1) * V::SIZE));
+    let above = rows_above::<V>(n).filter_map(|row| start.checked_sub(row * (n + 1) * V::SIZE));
     let above = above.map(|above| above..above + len + V::SIZE);
     // By a hash of the value: the last one met. 0 is none: zeros and other tiny values do not tell.
     let mut met = [0u32; 256];

@@ -1,4 +1,4 @@
-//! Where a value repeats: the only repeats this encoder looks for.
+//! Where a value repeats at once: the only repeats softmax output has.
 //!
 //! An attention pattern has one long run of zeros per row (the keys a query may not see) and otherwise
 //! values that differ in their low bits. So the bytes are cut into steps, each some bytes to be written

@@ -25,7 +25,7 @@ pub enum SampleError {
     /// The file is no archive.
     #[error(transparent)]
     Npz(#[from] NpzError),
-    /// An entry cannot be uncompressed, or not to what the directory says.
+    /// An entry cannot be uncompressed, or not to what the directory and its header say.
     #[error("{}: {name} is damaged", path.display())]
     Damaged {
         /// The file.
@@ -80,6 +80,10 @@ impl Sample {
                 let (path, name) = located();
                 SampleError::Npy { path, name, source }
             })?;
+            if header.values_len() != Some((bytes.len() - at) as u64) {
+                let (path, name) = located();
+                return Err(SampleError::Damaged { path, name });
+            }
             // One layer, or several stacked.
             let (n_heads, n) = match header.shape[..] {
                 [1, n_heads, n, keys] | [1, _, n_heads, n, keys] if n == keys && n_heads * n > 0 => {

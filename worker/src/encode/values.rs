@@ -5,6 +5,7 @@ use half::f16;
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use super::pattern::PatternView;
+use super::tables::WINDOW;
 
 /// Uncompressed bytes a segment aims at, at least and at most: some heads, one, or some rows of one. Half a
 /// head where that is between: its later rows have more and smaller values than its first.
@@ -12,6 +13,23 @@ const SEGMENT: std::ops::RangeInclusive<usize> = 48 << 10..=64 << 10;
 
 /// Bytes copied or converted at a time: within a core's own cache.
 const CHUNK: usize = 512 << 10;
+
+/// Whole rows of an array, as they are stored.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Chunk<'a, V> {
+    /// All values; the first `known` were the last of the chunk before, and matches may reach into them.
+    pub(crate) values: &'a [V],
+    pub(crate) known: usize,
+    /// The row of the array that the values begin with, counted through all heads.
+    pub(crate) first_row: usize,
+}
+
+impl<V: bytemuck::Pod> Chunk<'_, V> {
+    /// The bytes that no chunk had before.
+    pub(crate) fn new_bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.values[self.known..])
+    }
+}
 
 /// How the rows of an array are cut: a segment never holds parts of two heads.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +43,7 @@ pub(crate) struct Segments {
 }
 
 impl Segments {
-    /// For rows of `row_bytes` uncompressed bytes.
+    /// For `pattern`, stored as `dtype`.
     pub(crate) fn new(pattern: &PatternView<'_>, dtype: Dtype) -> Self {
         let n = pattern.n();
         let head_bytes = n * n * dtype.bytes();
@@ -71,25 +89,36 @@ impl Segments {
     }
 }
 
+/// Cuts `buffer`, rows of `n` values, down to the last ones: as many as a match can reach.
+fn keep_last<V: Copy>(buffer: &mut Vec<V>, n: usize) {
+    let len = WINDOW.div_ceil(n * size_of::<V>()) * n;
+    buffer.drain(..buffer.len().saturating_sub(len));
+}
+
 /// Hands `pattern` as float32 bits to `take`, in chunks of whole segments, each with its segments' lengths;
 /// where it lies as it is stored, without a copy and in one chunk.
 pub(crate) fn float32(
     pattern: &PatternView<'_>,
     buffer: &mut Vec<u32>,
-    mut take: impl FnMut(&[u32], &mut dyn Iterator<Item = usize>),
+    mut take: impl FnMut(Chunk<'_, u32>, &mut dyn Iterator<Item = usize>),
 ) {
     let segments = Segments::new(pattern, Dtype::Float32);
     if let (Some(values), true) = (pattern.contiguous(), cfg!(target_endian = "little")) {
-        return take(bytemuck::cast_slice(values), &mut segments.lengths(0, segments.rows));
+        let whole = Chunk { values: bytemuck::cast_slice(values), known: 0, first_row: 0 };
+        return take(whole, &mut segments.lengths(0, segments.rows));
     }
-    for (from, to) in segments.chunks(4 * pattern.n()) {
-        buffer.clear();
+    let n = pattern.n();
+    buffer.clear();
+    for (from, to) in segments.chunks(4 * n) {
+        keep_last(buffer, n);
+        let known = buffer.len();
         for row in from..to {
             let values = pattern.row(row);
             buffer.extend(values.iter().map(|value| value.to_bits().to_le()));
-            buffer.resize((row + 1 - from) * pattern.n(), 0);
+            buffer.resize(known + (row + 1 - from) * n, 0);
         }
-        take(buffer, &mut segments.lengths(from, to));
+        let chunk = Chunk { values: buffer, known, first_row: from - known / n };
+        take(chunk, &mut segments.lengths(from, to));
     }
 }
 
@@ -97,19 +126,23 @@ pub(crate) fn float32(
 pub(crate) fn float16(
     pattern: &PatternView<'_>,
     buffer: &mut Vec<u16>,
-    mut take: impl FnMut(&[u16], &mut dyn Iterator<Item = usize>),
+    mut take: impl FnMut(Chunk<'_, u16>, &mut dyn Iterator<Item = usize>),
 ) {
     let segments = Segments::new(pattern, Dtype::Float16);
-    for (from, to) in segments.chunks(2 * pattern.n()) {
-        buffer.clear();
-        buffer.resize((to - from) * pattern.n(), 0);
-        for (row, out) in (from..to).zip(buffer.chunks_exact_mut(pattern.n())) {
+    let n = pattern.n();
+    buffer.clear();
+    for (from, to) in segments.chunks(2 * n) {
+        keep_last(buffer, n);
+        let known = buffer.len();
+        buffer.resize(known + (to - from) * n, 0);
+        for (row, out) in (from..to).zip(buffer[known..].chunks_exact_mut(n)) {
             let values = pattern.row(row);
             out[..values.len()].reinterpret_cast_mut::<f16>().convert_from_f32_slice(values);
         }
         if cfg!(target_endian = "big") {
-            buffer.iter_mut().for_each(|value| *value = value.to_le());
+            buffer[known..].iter_mut().for_each(|value| *value = value.to_le());
         }
-        take(buffer, &mut segments.lengths(from, to));
+        let chunk = Chunk { values: buffer, known, first_row: from - known / n };
+        take(chunk, &mut segments.lengths(from, to));
     }
 }

@@ -21,6 +21,11 @@ use super::tables::{LONGEST_MATCH, cut_match};
 /// How far past the last bit a kernel may write: sixteen words.
 const SURPLUS: usize = 128;
 
+/// That the processor has the instructions of a set of loops: only [`Kernel::available`] makes one.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Detected(());
+
 /// A set of loops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kernel {
@@ -28,10 +33,10 @@ pub(crate) enum Kernel {
     Portable,
     /// Bits picked by `pext`; the rest as plain Rust, compiled for AVX2 (Haswell, Zen 3 and later).
     #[cfg(target_arch = "x86_64")]
-    Pext,
+    Pext(Detected),
     /// Byte permutes over whole code tables: AVX-512 with VBMI (Ice Lake, Zen 4 and later).
     #[cfg(target_arch = "x86_64")]
-    Avx512,
+    Avx512(Detected),
 }
 
 impl Kernel {
@@ -40,8 +45,8 @@ impl Kernel {
         let mut kernels = vec![Kernel::Portable];
         #[cfg(target_arch = "x86_64")]
         {
-            kernels.extend(pext::available().then_some(Kernel::Pext));
-            kernels.extend(avx512::available().then_some(Kernel::Avx512));
+            kernels.extend(pext::available().then_some(Kernel::Pext(Detected(()))));
+            kernels.extend(avx512::available().then_some(Kernel::Avx512(Detected(()))));
         }
         kernels
     }
@@ -56,11 +61,11 @@ impl Kernel {
         match self {
             Kernel::Portable => runs::scan(values, steps, runs::equal_pairs),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the variant only exists where `available` said so.
-            Kernel::Pext => unsafe { pext::scan(values, steps) },
+            // SAFETY: `Detected` says that this processor has the instructions.
+            Kernel::Pext(_) => unsafe { pext::scan(values, steps) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the variant only exists where `available` said so.
-            Kernel::Avx512 => unsafe { avx512::scan(values, steps) },
+            // SAFETY: `Detected` says that this processor has the instructions.
+            Kernel::Avx512(_) => unsafe { avx512::scan(values, steps) },
         }
     }
 
@@ -74,11 +79,11 @@ impl Kernel {
         match self {
             Kernel::Portable => frequencies::<V>(bytes, steps, tally),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the variant only exists where `available` said so.
-            Kernel::Pext => unsafe { pext::frequencies::<V>(bytes, steps, tally) },
+            // SAFETY: `Detected` says that this processor has the instructions.
+            Kernel::Pext(_) => unsafe { pext::frequencies::<V>(bytes, steps, tally) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the variant only exists where `available` said so.
-            Kernel::Avx512 => unsafe { avx512::frequencies::<V>(bytes, steps, tally) },
+            // SAFETY: `Detected` says that this processor has the instructions.
+            Kernel::Avx512(_) => unsafe { avx512::frequencies::<V>(bytes, steps, tally) },
         }
     }
 
@@ -87,11 +92,11 @@ impl Kernel {
         match self {
             Kernel::Portable => joined(first, second),
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the variant only exists where `available` said so.
-            Kernel::Pext => unsafe { pext::joined(first, second) },
+            // SAFETY: `Detected` says that this processor has the instructions.
+            Kernel::Pext(_) => unsafe { pext::joined(first, second) },
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the variant only exists where `available` said so.
-            Kernel::Avx512 => unsafe { avx512::joined(first, second) },
+            // SAFETY: `Detected` says that this processor has the instructions.
+            Kernel::Avx512(_) => unsafe { avx512::joined(first, second) },
         }
     }
 
@@ -104,16 +109,17 @@ impl Kernel {
                 + (step.matched / LONGEST_MATCH + 2) as usize * MATCH_BITS as usize;
         }
         assert_eq!(covered, bytes.len(), "the steps spell out all bytes");
+        assert!(u32::try_from(covered).is_ok(), "places in a block are written in 32 bits");
         bits.reserve(most_bits / 8 + 8 + SURPLUS);
-        // SAFETY: the room for the longest codes was reserved, the steps stay within `bytes`, and the
-        // variant only exists where `available` said so.
+        // SAFETY: the room for the longest codes was reserved, the steps stay within `bytes`, and `Detected` says
+        // that this processor has the instructions.
         unsafe {
             bits.unchecked(|cursor| match self {
                 Kernel::Portable => portable::write(bytes, steps, code, cursor),
                 #[cfg(target_arch = "x86_64")]
-                Kernel::Pext => pext::write(bytes, steps, code, cursor),
+                Kernel::Pext(_) => pext::write(bytes, steps, code, cursor),
                 #[cfg(target_arch = "x86_64")]
-                Kernel::Avx512 => avx512::write(bytes, steps, code, cursor),
+                Kernel::Avx512(_) => avx512::write(bytes, steps, code, cursor),
             });
         }
     }

@@ -2,8 +2,9 @@
 
 use common::capture::Dtype;
 
-use super::super::{Compression, Encoder, PatternView, ZlibLevel};
-use super::{causal, check, noise};
+use super::super::repeats::{self, Repeats};
+use super::super::{Compression, Encoder, PatternView, ZlibLevel, runs, values};
+use super::{causal, check, noise, packed};
 
 /// A head of `n` by `n`, from what its rows hold: query and key to value.
 fn head(n: usize, mut value: impl FnMut(usize, usize) -> f32) -> Vec<f32> {
@@ -95,40 +96,77 @@ fn what_repeats_comes_back() {
     }
 }
 
+/// Sizes by the default and by zlib as this library has it, whose 6 is often a little shorter than numpy's.
+fn sizes(heads: &[Vec<f32>], n: usize, dtype: Dtype) -> (usize, usize) {
+    let size = |compression| size(heads, n, compression, dtype);
+    (size(Compression::Causal), size(Compression::Zlib(ZlibLevel::NUMPY)))
+}
+
 #[test]
 fn what_repeats_is_no_larger_than_by_zlib() {
     for n in [64, 128] {
         for (name, heads) in arrays(n) {
-            let ours = size(&heads, n, Compression::Causal, Dtype::Float32);
-            let zlib = size(&heads, n, Compression::Zlib(ZlibLevel::NUMPY), Dtype::Float32);
-            // This library's 6 is often a little shorter than numpy's.
+            let (ours, zlib) = sizes(&heads, n, Dtype::Float32);
             assert!(ours <= zlib + zlib / 1000, "{name}, n = {n}: {ours} bytes, zlib writes {zlib}");
         }
     }
 }
 
 #[test]
-fn what_repeats_is_no_larger_than_by_zlib_in_half_precision() {
+fn what_repeats_in_half_precision_is_hardly_larger_than_by_zlib() {
     for n in [64, 128] {
         for (name, heads) in arrays(n) {
-            let ours = size(&heads, n, Compression::Causal, Dtype::Float16);
-            let zlib = size(&heads, n, Compression::Zlib(ZlibLevel::NUMPY), Dtype::Float16);
-            eprintln!("{name} {n}: {ours} {zlib} {:+.2} %", 100.0 * (ours as f64 / zlib as f64 - 1.0));
+            let (ours, zlib) = sizes(&heads, n, Dtype::Float16);
+            // Position biases alone are rounded to the same values in rows so far apart that not all are found.
+            let more = if name == "alibi" { zlib / 6 } else { zlib / 1000 };
+            assert!(ours <= zlib + more, "{name}, n = {n}: {ours} bytes, zlib writes {zlib}");
         }
     }
 }
 
+/// What is found in each segment of an array.
+fn found(view: PatternView<'_>) -> Vec<Repeats> {
+    let (mut found, n) = (Vec::new(), view.n());
+    values::float32(&view, &mut Vec::new(), |chunk, segments| {
+        let mut at = chunk.known;
+        for len in segments {
+            let mut steps = Vec::new();
+            runs::scan(&chunk.values[at..at + len], &mut steps, runs::equal_pairs);
+            let (bytes, segment) = (bytemuck::cast_slice(chunk.values), 4 * at..4 * (at + len));
+            found.push(repeats::find::<u32>(bytes, segment, chunk.first_row, n, &steps));
+            at += len;
+        }
+    });
+    found
+}
+
 #[test]
 fn softmax_output_is_not_compressed_twice() {
-    // It would cost thirty times the time, and not show in the file.
-    use super::super::repeats::{self, Repeats};
-    use super::super::runs;
-    for n in [64, 300] {
-        let values = softmax(n, 1);
-        let bits: &[u32] = bytemuck::cast_slice(&values);
-        let bytes: &[u8] = bytemuck::cast_slice(&values);
-        let mut steps = Vec::new();
-        runs::scan(bits, &mut steps, runs::equal_pairs);
-        assert_eq!(repeats::find::<u32>(bytes, 0..bytes.len(), n, &steps), Repeats::Nothing);
+    // It would cost thirty times the time, and not show in the file. At n = 1025 the last segment of a head is a row.
+    for n in [64, 300, 1025] {
+        let values = [softmax(n, 1), softmax(n, 2)].concat();
+        let packed = packed(&values, n);
+        for view in [PatternView::new(&values, 2, n), PatternView::packed_causal(&packed, 2, n)] {
+            assert!(found(view).iter().all(|&found| found == Repeats::default()), "n = {n}");
+        }
     }
+    // Without a mask, a segment is one step over all its heads.
+    let mut value = noise(3);
+    let values: Vec<f32> = (0..6 * 70 * 70).map(|_| value()).collect();
+    assert_eq!(found(PatternView::new(&values, 6, 70)), [Repeats::default(); 3]);
+}
+
+#[test]
+fn what_repeats_is_found_wherever_a_chunk_begins() {
+    let n = 600;
+    let rows = Repeats { rows: true, values: false };
+    // So steep that far keys are exactly zero.
+    let heads = alibi(n, 1);
+    let contiguous = found(PatternView::new(&heads, 1, n));
+    let packed = packed(&heads, n);
+    let packed = found(PatternView::packed_causal(&packed, 1, n));
+    assert_eq!(packed, contiguous);
+    assert!(packed[1..].iter().all(|&found| found == rows), "{packed:?}");
+    let rounded = found(PatternView::new(&half_rounded(n, 1), 1, n));
+    assert!(rounded.iter().all(|found| found.values), "{rounded:?}");
 }
