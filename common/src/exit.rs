@@ -14,7 +14,7 @@ pub enum Exit {
     SomeFailed = 65,
     /// lenspool itself is wrong.
     Bug = 70,
-    /// Trouble that may pass: storage, memory, the broker. Run the same command again.
+    /// Trouble that may pass: storage, memory, the broker, the hub. Run the same command again.
     Transient = 75,
     /// Settings, model or prompt file: nothing will change until somebody changes them.
     Configuration = 78,

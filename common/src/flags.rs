@@ -48,7 +48,7 @@ pub struct IntakeFlags {
     /// The prompts are raw: filter, split and hash them
     #[arg(long, short = 'r')]
     pub raw_prompts: bool,
-    /// With --raw-prompts: shuffle before taking the first N
+    /// Shuffle before taking the first N
     #[arg(long)]
     pub shuffle: bool,
     /// Write one array of all layers a prompt

@@ -13,7 +13,7 @@ use serde::Serialize;
 #[derive(Debug, Parser)]
 #[command(name = "dispatcher", version, propagate_version = true)]
 pub struct Cli {
-    /// Settings file [default: lenspool.toml here, else in the user's configuration directory]
+    /// Settings file [default: lenspool.toml here, over the one in the user's configuration directory]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// What to do.

@@ -243,6 +243,11 @@ fn a_hub_cache_is_read_offline_and_every_spelling_leads_to_one_directory() {
             "{spelling}"
         );
     }
+    // Others do.
+    let other = prompt_file(&dir, 7);
+    let mut command = worker_run(Path::new("gpt2"), &other, &save);
+    command.env("HF_HOME", &home);
+    end(command).expect(78).says("hf download openai-community/gpt2");
     run("EleutherAI/pythia-70m").expect(78).says("hf download EleutherAI/pythia-70m");
 }
 

@@ -103,7 +103,12 @@ fn one(model: &str, settings: &Settings, json: bool) -> Exit {
         }
         Err((reason, exit)) => {
             if json {
-                say(format_args!("{:#}\n", json!({"model": model, "supported": false, "reason": reason})));
+                // Of a hub that does not answer there is no telling.
+                let supported = (exit == Exit::Configuration).then_some(false);
+                say(format_args!(
+                    "{:#}\n",
+                    json!({"model": model, "supported": supported, "reason": reason})
+                ));
             } else {
                 say(format_args!("{model} cannot be run: {reason}\n"));
             }

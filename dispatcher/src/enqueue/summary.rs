@@ -217,7 +217,13 @@ impl EnqueueSummary {
             let _ = writeln!(out, "{lines} in the prompt file left out (listed above)");
         }
         if self.interrupted {
-            out.push_str("interrupted: the same command goes on from here\n");
+            out.push_str("interrupted: the same command goes on from here");
+            if let Some(seed) = self.seed {
+                let _ = write!(out, ", with --seed {seed} (the shuffle's)");
+            }
+            out.push('\n');
+        } else if let Some(seed) = self.seed {
+            let _ = writeln!(out, "shuffled with --seed {seed}");
         }
         out
     }

@@ -1,4 +1,5 @@
-"""Makes attention patterns to measure encoders on: FOLDER/{kind}-{n}.npz, uncompressed, as a run names its arrays.
+"""Makes attention patterns to measure encoders on: FOLDER/{kind}-{n}.npz, uncompressed, as a run names its arrays, in the
+number type given behind FOLDER (float32 without one).
 
 Kinds:
   gpt2    GPT-2 small's first layers with spread-out random weights on random embeddings
@@ -70,7 +71,7 @@ def scores(n: int, random: np.random.Generator, sharpness: np.ndarray) -> np.nda
     return q @ k.transpose(0, 2, 1) / np.sqrt(D_HEAD) * sharpness[:, None, None]
 
 
-def main(folder: pathlib.Path) -> None:
+def main(folder: pathlib.Path, dtype: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for n in LENGTHS:
         random = np.random.default_rng(n)
@@ -99,9 +100,9 @@ def main(folder: pathlib.Path) -> None:
             if kind in REPEATING and n not in REPEATING_LENGTHS:
                 continue
             names = (f"blocks.{layer}.attn.hook_pattern" for layer in range(len(layers)))
-            arrays = (layer[None].astype("<f4") for layer in layers)
+            arrays = (layer[None].astype(np.float32).astype(dtype) for layer in layers)
             np.savez(folder / f"{kind}-{n:04}.npz", **dict(zip(names, arrays)))
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]))
+    main(pathlib.Path(sys.argv[1]), *sys.argv[2:] or ["float32"])

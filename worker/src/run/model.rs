@@ -11,7 +11,7 @@ use common::{
     capture::Capture,
     exit::Exit,
     intake::{IntakeError, KnownModel, Place, PlaceError, Planned},
-    job::ModelPin,
+    job::{FailureKind, ModelPin},
     model::{
         hub::HubOptions,
         locate::{LocateError, LocatedModel, fetch_weights},
@@ -243,5 +243,10 @@ impl Models for RunModels {
 
 /// The run is about this model alone: where it cannot be opened, there is nothing to go on with.
 fn refuse(error: LocateError) -> OpenError {
-    OpenError { kind: error.kind(), scope: Scope::Worker, reason: error.to_string() }
+    let kind = match error {
+        // No other node may have it: somebody must fetch it first.
+        LocateError::NotCached { .. } => FailureKind::Permanent,
+        _ => error.kind(),
+    };
+    OpenError { kind, scope: Scope::Worker, reason: error.to_string() }
 }
