@@ -42,7 +42,7 @@ impl Error {
     /// The exit code it leads to.
     pub fn exit(&self) -> Exit {
         let kind = match self {
-            Error::Locate(error) | Error::Intake(IntakeError::Locate(error)) => return error.exit(),
+            Error::Locate(error) | Error::Intake(IntakeError::Locate(error)) => error.kind(),
             Error::Store(error)
             | Error::Intake(IntakeError::Store(error))
             | Error::Place(PlaceError::Store(error)) => error.kind(),

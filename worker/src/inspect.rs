@@ -4,6 +4,7 @@ use std::{collections::HashSet, fmt::Display};
 
 use common::{
     exit::Exit,
+    job::FailureKind,
     model::{
         alias::known_models,
         family,
@@ -70,13 +71,18 @@ fn list(json: bool) {
 fn one(model: &str, settings: &Settings, json: bool) -> Exit {
     let hub = settings.hub.options();
     let told = (|| {
-        let no = |error: &dyn Display| (error.to_string(), Exit::Configuration);
+        let no = |error: &dyn Display| (error.to_string(), Exit::Configuration, Some(false));
         let reference = ModelRef::parse(model, settings.hub.revision.as_deref()).map_err(|e| no(&e))?;
-        let not_found = |error: LocateError| (error.to_string(), error.exit());
+        let not_found = |error: LocateError| {
+            // Of what is not here, and cannot be fetched now, there is no telling.
+            let passes = error.kind() == FailureKind::Retryable;
+            let unknown = passes || matches!(error, LocateError::NotCached { .. });
+            (error.to_string(), error.kind().into(), if unknown { None } else { Some(false) })
+        };
         let located = locate_config(&reference, &hub, &mut |_| {}).map_err(not_found)?;
         let spec = family::read_spec(&located.dir.join("config.json")).map_err(|e| no(&e))?;
         check_weights(&located, &hub).map_err(not_found)?;
-        Ok::<_, (String, Exit)>((located, spec))
+        Ok::<_, (String, Exit, Option<bool>)>((located, spec))
     })();
     match told {
         Ok((located, spec)) => {
@@ -101,10 +107,8 @@ fn one(model: &str, settings: &Settings, json: bool) -> Exit {
             }
             Exit::Done
         }
-        Err((reason, exit)) => {
+        Err((reason, exit, supported)) => {
             if json {
-                // Of a hub that does not answer there is no telling.
-                let supported = (exit == Exit::Configuration).then_some(false);
                 say(format_args!(
                     "{:#}\n",
                     json!({"model": model, "supported": supported, "reason": reason})

@@ -140,6 +140,8 @@ impl Enqueue<'_> {
         }
         let loaded = load(&LoadOptions { path: path.clone(), ..self.options.load.clone() })?;
         loaded.report.tell();
+        // One seed for the files of all models, so that it can be told.
+        self.options.load.seed = loaded.report.seed.or(self.options.load.seed);
         self.summary.seed = loaded.report.seed;
         self.summary.bad_lines += loaded.report.bad_lines + loaded.report.conflicting;
         let prompts = Arc::new(loaded.prompts);

@@ -228,3 +228,34 @@ impl EnqueueSummary {
         out
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_are_told_again_between_models_alone_and_seeds_always() {
+        let mut summary = EnqueueSummary::new(RunId("r".to_owned()), false);
+        summary.models.push(ModelSummary::failed("gpt2", "it is not there".to_owned()));
+        assert_eq!(summary.text(), "");
+        let other = ModelSummary { model: "pythia".to_owned(), prompts: 1, cached: 1, ..Default::default() };
+        summary.models.push(other);
+        summary.bad_lines = 1;
+        summary.seed = Some(7);
+        let text = summary.text();
+        assert!(
+            text.starts_with(
+                "gpt2: not enqueued: it is not there\npythia: 1 prompt, 1 cached; published 0 in "
+            ),
+            "{text}"
+        );
+        assert!(
+            text.ends_with(
+                "\n1 bad line in the prompt file left out (listed above)\nshuffled with --seed 7\n"
+            ),
+            "{text}"
+        );
+        summary.interrupted = true;
+        assert!(summary.text().ends_with("goes on from here, with --seed 7 (the shuffle's)\n"));
+    }
+}

@@ -15,7 +15,7 @@ use std::{fmt, path::Path};
 use common::{exit::Exit, model::locate::LocateError, settings::Settings, store::StoreError, talk::say};
 use serde::Serialize;
 
-use crate::{cli::Bench, encode::Sample};
+use crate::{cli::Bench, encode::Sample, model::LoadError};
 
 /// What a bench prints: JSON or a few lines.
 trait Report: Serialize {
@@ -31,6 +31,11 @@ struct Failed {
 }
 
 impl Failed {
+    /// Of storage, which may be better later.
+    fn passing(reason: impl fmt::Display) -> Failed {
+        Failed { exit: Exit::Transient, ..Failed::new(reason) }
+    }
+
     /// A failure that the user must do something about.
     fn new(reason: impl fmt::Display) -> Failed {
         Failed { reason: reason.to_string(), exit: Exit::Configuration }
@@ -39,7 +44,13 @@ impl Failed {
 
 impl From<LocateError> for Failed {
     fn from(error: LocateError) -> Failed {
-        Failed { exit: error.exit(), ..Failed::new(error) }
+        Failed { exit: error.kind().into(), ..Failed::new(error) }
+    }
+}
+
+impl From<LoadError> for Failed {
+    fn from(error: LoadError) -> Failed {
+        Failed { exit: error.kind().into(), ..Failed::new(error) }
     }
 }
 

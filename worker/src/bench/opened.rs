@@ -50,12 +50,6 @@ impl Opened {
         let dir = files.first().and_then(|file| file.parent()).unwrap_or(&located.dir);
         let device = compute.device.resolve();
         let (engine, load) = timed(|| model::load(dir, &spec, device, numerics, spec.n_layers() - 1));
-        Ok(Opened {
-            name: located.name.to_string(),
-            device,
-            engine: engine.map_err(Failed::new)?,
-            load,
-            spec,
-        })
+        Ok(Opened { name: located.name.to_string(), device, engine: engine?, load, spec })
     }
 }

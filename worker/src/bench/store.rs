@@ -75,7 +75,7 @@ pub(super) fn measure(dir: &Path, files: &[PathBuf]) -> Result<StoreReport, Fail
         write_npz(&entries(prompt), &mut bytes).map_err(Failed::new)?;
     }
     let (done, plain) = timed(|| plain(&scratch.path().join("plain"), &bytes, total));
-    done.map_err(|error| Failed::new(format_args!("writing to {}: {error}", dir.display())))?;
+    done.map_err(|error| Failed::passing(format_args!("writing to {}: {error}", dir.display())))?;
     Ok(StoreReport {
         prompts: PROMPTS,
         bytes_a_prompt: total / PROMPTS as u64,

@@ -120,7 +120,7 @@ impl Blocks {
             crc.update(bytemuck::cast_slice(segment));
             self.next.measure(self.kernel, segment, &mut self.tally);
             let range = from..measured * V::SIZE;
-            let is_constant = matches!(self.next.steps[..], [step] if step.literals as usize <= V::SIZE && step.matched > 0);
+            let is_constant = self.next.is_constant::<V>();
             let repeats = repeats::find::<V>(bytes, range.clone(), first_row, n, &self.next.steps);
             if repeats.rows {
                 self.next.measure_rows::<V>(bytes, range, n, &mut self.places);
@@ -209,6 +209,14 @@ impl Pending {
         kernel.scan(values, &mut self.steps);
         let bytes = bytemuck::cast_slice(values);
         (self.frequencies, self.bits) = kernel.frequencies::<V>(bytes, &self.steps, tally);
+    }
+
+    /// Whether one value is all there is.
+    fn is_constant<V: Value>(&self) -> bool {
+        match self.steps[..] {
+            [step] => step.literals as usize <= V::SIZE && step.matched > 0,
+            _ => false,
+        }
     }
 
     /// Takes the matches with rows above instead of runs alone, if they are cheaper.

@@ -44,10 +44,8 @@ pub(crate) fn find<V: Value>(
     let head = (n * n * V::SIZE).min(segment.len());
     let mut found = Repeats::default();
     for end in (segment.start + head..=segment.end).step_by(head) {
-        if at >= end {
-            // A run, or values without one, that began in a head before: it was looked at there.
-            continue;
-        }
+        // Else it is all of a run, or of values without one, that began in a head before: it was looked at there.
+        let has_steps = at < end;
         let mut lowest_bytes = [0u16; 256];
         let (mut sampled, mut written, mut last) = (0, 0, None);
         while at < end
@@ -75,7 +73,7 @@ pub(crate) fn find<V: Value>(
         let most = lowest_bytes.into_iter().max().map_or(0, usize::from);
         let few = 16 * written <= 25 * V::SIZE * head.div_ceil(n * V::SIZE);
         let is_rounded = sampled >= SMALLEST_SAMPLE && 8 * most >= 7 * sampled;
-        let is_bare = is_rounded || few && 4 * most >= 3 * sampled;
+        let is_bare = is_rounded || has_steps && few && 4 * most >= 3 * sampled;
         let is_anywhere = last.is_some_and(|literals| values_repeat::<V>(chunk, literals, n));
         if is_like_above::<V>(chunk, end - head..end, first_row, n) {
             found.rows = true;

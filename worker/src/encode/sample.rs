@@ -183,5 +183,19 @@ mod tests {
         write_npz(&[entry], &mut std::fs::File::create(&path).unwrap()).unwrap();
         let error = Sample::load(&path).unwrap_err().to_string();
         assert!(error.contains("activations.npz") && error.contains("blocks.0.attn"), "{error}");
+        // More values are promised than there are, and more than there can be.
+        for heads in [2, usize::MAX] {
+            let payload = NpyHeader { dtype: Dtype::Float32, shape: vec![1, heads, 2, 2] }.to_bytes();
+            let payload = [payload, vec![0; 16]].concat();
+            let entry = Entry {
+                name: layer_entry_name(0),
+                method: Method::Stored,
+                crc32: crc32fast::hash(&payload),
+                uncompressed_len: payload.len() as u64,
+                payload,
+            };
+            write_npz(&[entry], &mut std::fs::File::create(&path).unwrap()).unwrap();
+            assert!(matches!(Sample::load(&path), Err(SampleError::Damaged { .. })), "{heads}");
+        }
     }
 }

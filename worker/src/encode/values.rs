@@ -11,8 +11,8 @@ use super::tables::WINDOW;
 /// head where that is between: its later rows have more and smaller values than its first.
 const SEGMENT: std::ops::RangeInclusive<usize> = 48 << 10..=64 << 10;
 
-/// Bytes copied or converted at a time: within a core's own cache.
-const CHUNK: usize = 512 << 10;
+/// Bytes copied or converted at a time: within a core's own cache. Fewer in tests, whose arrays then have several.
+const CHUNK: usize = if cfg!(test) { 128 << 10 } else { 512 << 10 };
 
 /// Whole rows of an array, as they are stored.
 #[derive(Clone, Copy, Debug)]

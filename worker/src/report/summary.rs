@@ -3,7 +3,10 @@
 use std::{fmt::Write as _, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
-use common::job::{FailureKind, RunId};
+use common::{
+    job::{FailureKind, RunId},
+    talk::counted,
+};
 use humantime::format_duration;
 use serde::Serialize;
 
@@ -95,8 +98,8 @@ impl RunSummary {
             model.write(&mut out, alone);
         }
         if self.bad_lines > 0 {
-            let _ =
-                writeln!(out, "{} bad lines in the prompt file were left out (listed above)", self.bad_lines);
+            let lines = counted(self.bad_lines as u64, "bad line");
+            let _ = writeln!(out, "{lines} in the prompt file left out (listed above)");
         }
         if let (Some(seed), false) = (self.seed, self.interrupted) {
             let _ = writeln!(out, "shuffled with --seed {seed}");
@@ -147,12 +150,12 @@ impl ModelSummary {
         let size = |bytes: u64| ByteSize(bytes).display().si();
         let _ = writeln!(
             out,
-            "{}: {} done, {} cached, {} failed of {} prompts in {}",
+            "{}: {} done, {} cached, {} failed of {} in {}",
             self.model,
             t.done,
             self.cached,
             t.failed,
-            self.prompts,
+            counted(self.prompts as u64, "prompt"),
             seconds(self.total_seconds)
         );
         if t.done > 0 {

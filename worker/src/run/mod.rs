@@ -109,6 +109,8 @@ impl Run {
         let options = LoadOptions { path: path.to_owned(), ..self.options.intake.load.clone() };
         let loaded = load(&options)?;
         loaded.report.tell();
+        // One seed for the files of all models, so that it can be told.
+        self.options.intake.load.seed = loaded.report.seed.or(self.options.intake.load.seed);
         self.summary.seed = loaded.report.seed;
         self.summary.bad_lines += loaded.report.bad_lines + loaded.report.conflicting;
         let prompts = Arc::new(loaded.prompts);

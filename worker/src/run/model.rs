@@ -11,7 +11,7 @@ use common::{
     capture::Capture,
     exit::Exit,
     intake::{IntakeError, KnownModel, Place, PlaceError, Planned},
-    job::{FailureKind, ModelPin},
+    job::ModelPin,
     model::{
         hub::HubOptions,
         locate::{LocateError, LocatedModel, fetch_weights},
@@ -63,7 +63,7 @@ impl ModelError {
     pub fn exit(&self) -> Exit {
         match self {
             ModelError::Prompts(_) | ModelError::Place(PlaceError::OtherModel { .. }) => Exit::Configuration,
-            ModelError::Intake(IntakeError::Locate(error)) => error.exit(),
+            ModelError::Intake(IntakeError::Locate(error)) => error.kind().into(),
             ModelError::Intake(IntakeError::Store(error))
             | ModelError::Store(error)
             | ModelError::Place(PlaceError::Store(error)) => error.kind().into(),
@@ -243,10 +243,5 @@ impl Models for RunModels {
 
 /// The run is about this model alone: where it cannot be opened, there is nothing to go on with.
 fn refuse(error: LocateError) -> OpenError {
-    let kind = match error {
-        // No other node may have it: somebody must fetch it first.
-        LocateError::NotCached { .. } => FailureKind::Permanent,
-        _ => error.kind(),
-    };
-    OpenError { kind, scope: Scope::Worker, reason: error.to_string() }
+    OpenError { kind: error.kind(), scope: Scope::Worker, reason: error.to_string() }
 }

@@ -7,7 +7,6 @@ use std::{
 };
 
 use crate::{
-    exit::Exit,
     job::FailureKind,
     model::{
         alias,
@@ -164,24 +163,16 @@ impl LocateError {
     /// What to do about it, as policy: a model that is not there now may be there later or elsewhere.
     pub fn kind(&self) -> FailureKind {
         match self {
+            LocateError::Unreachable { .. } | LocateError::Download { .. } | LocateError::Io { .. } => {
+                FailureKind::Retryable
+            }
+            // Somebody must fetch it first.
             LocateError::NotCached { .. }
-            | LocateError::Unreachable { .. }
-            | LocateError::Download { .. }
-            | LocateError::Io { .. } => FailureKind::Retryable,
-            LocateError::Denied { .. }
+            | LocateError::Denied { .. }
             | LocateError::NoSuchRepo { .. }
             | LocateError::NoSuchRevision { .. }
             | LocateError::NoSuchFile { .. }
             | LocateError::Damaged { .. } => FailureKind::Permanent,
-        }
-    }
-
-    /// The exit code it leads to where a person gave the command. On a cluster another node may have what is not
-    /// cached; here, somebody must fetch it first.
-    pub fn exit(&self) -> Exit {
-        match self {
-            LocateError::NotCached { .. } => Exit::Configuration,
-            error => error.kind().into(),
         }
     }
 }

@@ -15,14 +15,19 @@ use super::super::literals::Tally;
 use super::super::runs::{self, Step, Value};
 use super::{avx2, write_match};
 
-/// Whether this processor has the instructions.
-pub(super) fn available() -> bool {
-    is_x86_feature_detected!("avx512f")
+/// That this processor has the instructions: [`detect`] alone makes one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Detected(());
+
+/// Asks the processor.
+pub(super) fn detect() -> Option<Detected> {
+    let has_all = is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vbmi")
         && is_x86_feature_detected!("bmi1")
         && is_x86_feature_detected!("bmi2")
-        && is_x86_feature_detected!("lzcnt")
+        && is_x86_feature_detected!("lzcnt");
+    has_all.then_some(Detected(()))
 }
 
 /// [`runs::scan`] compiled for this instruction set.

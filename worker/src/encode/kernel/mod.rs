@@ -21,11 +21,6 @@ use super::tables::{LONGEST_MATCH, cut_match};
 /// How far past the last bit a kernel may write: sixteen words.
 const SURPLUS: usize = 128;
 
-/// That the processor has the instructions of a set of loops: only [`Kernel::available`] makes one.
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Detected(());
-
 /// A set of loops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kernel {
@@ -33,10 +28,10 @@ pub(crate) enum Kernel {
     Portable,
     /// Bits picked by `pext`; the rest as plain Rust, compiled for AVX2 (Haswell, Zen 3 and later).
     #[cfg(target_arch = "x86_64")]
-    Pext(Detected),
+    Pext(pext::Detected),
     /// Byte permutes over whole code tables: AVX-512 with VBMI (Ice Lake, Zen 4 and later).
     #[cfg(target_arch = "x86_64")]
-    Avx512(Detected),
+    Avx512(avx512::Detected),
 }
 
 impl Kernel {
@@ -45,8 +40,8 @@ impl Kernel {
         let mut kernels = vec![Kernel::Portable];
         #[cfg(target_arch = "x86_64")]
         {
-            kernels.extend(pext::available().then_some(Kernel::Pext(Detected(()))));
-            kernels.extend(avx512::available().then_some(Kernel::Avx512(Detected(()))));
+            kernels.extend(pext::detect().map(Kernel::Pext));
+            kernels.extend(avx512::detect().map(Kernel::Avx512));
         }
         kernels
     }

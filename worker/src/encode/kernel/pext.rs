@@ -13,14 +13,19 @@ use super::super::runs::{self, Distance, Step, Value};
 use super::super::tables::{LONGEST_MATCH, SHORTEST_MATCH};
 use super::{avx2, write_match};
 
-/// Whether this processor has the instructions, and is quick with `pext`.
-pub(super) fn available() -> bool {
-    is_x86_feature_detected!("avx2")
+/// That this processor has the instructions, and is quick with `pext`: [`detect`] alone makes one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Detected(());
+
+/// Asks the processor.
+pub(super) fn detect() -> Option<Detected> {
+    let has_all = is_x86_feature_detected!("avx2")
         && is_x86_feature_detected!("bmi1")
         && is_x86_feature_detected!("bmi2")
         && is_x86_feature_detected!("lzcnt")
         && is_x86_feature_detected!("popcnt")
-        && is_pext_fast()
+        && is_pext_fast();
+    has_all.then_some(Detected(()))
 }
 
 /// AMD's before Zen 3, the first with `vaes`, take hundreds of cycles for a `pext`.

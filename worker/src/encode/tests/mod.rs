@@ -152,7 +152,7 @@ fn values_no_softmax_gives_keep_their_bits() {
 
 #[test]
 fn bits_of_which_no_code_makes_less_are_stored() {
-    // As of many heads: a segment is more than a stored block takes.
+    // More in a block than a stored one takes.
     let (n_heads, n) = (2, 150);
     let mut state = 9u64;
     let mut any = || {
@@ -195,8 +195,10 @@ fn a_prompt_inside_a_padded_batch_and_packed_rows_give_the_same_values() {
                 packed.extend_from_slice(&row[..query + 1]);
             }
         }
-        for dtype in [Dtype::Float32, Dtype::Float16] {
-            let mut encoder = Encoder::new(Compression::Causal, dtype);
+        let kinds = [Compression::Causal, Compression::Zlib(ZlibLevel::NUMPY)];
+        let both = [Dtype::Float32, Dtype::Float16];
+        for (dtype, compression) in both.into_iter().flat_map(|dtype| kinds.map(|kind| (dtype, kind))) {
+            let mut encoder = Encoder::new(compression, dtype);
             let views = [
                 PatternView::new(&values, n_heads, n),
                 PatternView::padded(&batch, n_heads, n, padded),
@@ -237,6 +239,11 @@ fn recycled_buffers_change_nothing() {
     let used = encoder.encode("y.npy", PatternView::new(&large, 3, 90));
     encoder.recycle(used);
     assert_eq!(encoder.encode("x.npy", PatternView::new(&small, 1, 70)), fresh);
+    // So small that zlib is tried, too.
+    let (one, other) = (causal(2, 20, 20, noise(9)), causal(2, 30, 10, noise(10)));
+    let fresh = encoder.encode("x.npy", PatternView::new(&one, 2, 20));
+    encoder.encode("y.npy", PatternView::new(&other, 2, 30));
+    assert_eq!(encoder.encode("x.npy", PatternView::new(&one, 2, 20)), fresh);
 }
 
 /// Arrays with structure of many kinds: masks, repeats, few distinct values, arbitrary bits.

@@ -3,6 +3,7 @@
 use common::capture::Dtype;
 
 use super::super::repeats::{self, Repeats};
+use super::super::tables::WINDOW;
 use super::super::{Compression, Encoder, PatternView, ZlibLevel, runs, values};
 use super::{causal, check, noise, packed};
 
@@ -128,6 +129,7 @@ fn what_repeats_in_half_precision_is_hardly_larger_than_by_zlib() {
 fn found(view: PatternView<'_>) -> Vec<Repeats> {
     let (mut found, n) = (Vec::new(), view.n());
     values::float32(&view, &mut Vec::new(), |chunk, segments| {
+        assert!(chunk.first_row == 0 || 4 * chunk.known >= WINDOW, "what a match can reach is known");
         let mut at = chunk.known;
         for len in segments {
             let mut steps = Vec::new();

@@ -72,7 +72,7 @@ fn offline_errors_say_what_where_and_how() {
     let cache = Cache::new();
     let hub = cache.offline();
     let error = locate("gpt2", &hub).unwrap_err();
-    assert_eq!(error.kind(), FailureKind::Retryable);
+    assert_eq!(error.kind(), FailureKind::Permanent);
     assert_eq!(
         error.to_string(),
         format!(
