@@ -11,8 +11,11 @@ const GROUP: usize = 32;
 /// Bytes of which the literals are counted in one segment, about; all where there are fewer.
 const SAMPLE: usize = 12 << 10;
 
+/// From so many bytes on, half of them are enough.
+const HALVED: usize = SAMPLE / 4 * 3;
+
 /// Bytes, about, whose lower halves are looked at to see whether they are noise.
-const GLANCE: usize = 2 << 10;
+const GLANCE: usize = 1 << 10;
 
 /// [`signal`] of a place that is noise: chance is nowhere near as much in a glance at random bytes.
 const NOISE: f32 = 0.25;
@@ -113,7 +116,8 @@ impl Tally {
             literals.groups::<V>(glance, |bytes| count_low::<V>(bytes, &mut self.low));
         }
         let noise = large && self.low[..V::SIZE / 2].iter().all(|place| signal(place) < NOISE);
-        self.count::<V>(literals, (literals.len / SAMPLE).max(1), noise);
+        let fewest = if literals.len >= HALVED { 2 } else { 1 };
+        self.count::<V>(literals, (literals.len / SAMPLE).max(fewest), noise);
         self.every > 1
     }
 
