@@ -44,7 +44,8 @@ impl Pace {
     pub fn overall(&self) -> Option<f64> {
         let (first, last) = self.span?;
         let seconds = last.duration_since(first).as_secs_f64();
-        (self.total > 0 && seconds > 0.0).then(|| self.total as f64 / seconds)
+        // What came at once came after work whose beginning is not on record.
+        (self.total > 0 && seconds >= 1.0).then(|| self.total as f64 / seconds)
     }
 }
 
@@ -91,12 +92,14 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_less_than_a_second_has_its_own_speed_wherever_in_a_second_it_began() {
+    fn a_short_run_has_its_own_speed_wherever_in_a_second_it_began() {
         for begin in [1_000_100, 1_000_900] {
             let mut pace = Pace::default();
             pace.note(Timestamp::from_millisecond(begin).unwrap(), 0);
             pace.note(Timestamp::from_millisecond(begin + 250).unwrap(), 20);
-            assert_eq!(pace.overall(), Some(80.0));
+            assert_eq!(pace.overall(), None);
+            pace.note(Timestamp::from_millisecond(begin + 1250).unwrap(), 20);
+            assert_eq!(pace.overall(), Some(32.0));
         }
     }
 

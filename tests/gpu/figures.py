@@ -16,6 +16,8 @@ class Figures:
         # By length and batch.
         self.cases: dict = {}
         self.forward: dict = {}
+        # Milliseconds of one layer's patterns to the host: causal halves, whole.
+        self.crossing: dict = {}
         # By length.
         self.encode: dict = {}
         self.write_rate = None
@@ -96,6 +98,9 @@ class Figures:
     def forward_alone(self, batch: int) -> None:
         for n, length in self.bench_forward(f"forward-{batch}", batch, {}).items():
             self.forward[n, batch] = length["prompts_per_s"]
+            times = [length[f"{what}_to_host_seconds"] for what in ("halves", "squares")]
+            if None not in times:
+                self.crossing[n, batch] = [1e3 * seconds for seconds in times]
         self.show()
 
     # ---- the table ----
@@ -145,6 +150,8 @@ class Figures:
             row("peak host memory, MB", lambda n, b, c: c["peak"] / 1e6, ".0f"),
             row("card computes, share of that time (samples)", lambda n, b, c: "{:.0%} ({})".format(*c["busy"])),
             row("forward alone, the same prompts, s", lambda n, b, c: alone(n, b, c)["forward"]),
+            row("one layer of a batch to the host: causal halves, ms", lambda n, b, c: self.crossing[n, b][0]),
+            row("… the whole squares, ms", lambda n, b, c: self.crossing[n, b][1]),
             row(f"encode alone on {cores} cores, s", lambda n, b, c: c["raw"] / (self.encode[n] * cores)),
             row("raw write of the same bytes, s", lambda n, b, c: c["npz"] / self.write_rate),
             row("**times the slowest of the three** (target 1.5)",
@@ -159,6 +166,7 @@ class Figures:
         if rows:
             self.report.table("figures", ["", *(f"n {n}, batch {batch}" for n, batch in order)], rows)
         self.report.data["cases"] = {f"{n}x{batch}": case for (n, batch), case in self.cases.items()}
+        self.report.data["to_host_ms"] = {f"{n}x{batch}": times for (n, batch), times in self.crossing.items()}
         self.report.data["forward_prompts_per_s"] = {f"{n}x{batch}": rate for (n, batch), rate in self.forward.items()}
         self.report.data["encode_bytes_per_s_per_core"] = self.encode
         self.report.data["write_bytes_per_s"] = self.write_rate

@@ -10,7 +10,10 @@ use super::{
     opened::Opened,
     timing::{fastest, mb_per_s},
 };
-use crate::engine::{EngineError, Layout, TokenBatch, run_to_end};
+use crate::{
+    engine::{EngineError, Layout, TokenBatch, run_to_end},
+    model::Crossing,
+};
 
 /// Tokens of a batch where nobody says how many prompts: enough that its size decides nothing.
 const TOKENS: usize = 1024;
@@ -33,6 +36,10 @@ struct Length {
     pattern_mb_per_s: f64,
     /// What compiling and tuning kernels for this length took before.
     warm_up_seconds: f64,
+    /// One layer's patterns of the batch from a GPU to the host: their causal halves, as a run reads them.
+    halves_to_host_seconds: Option<f64>,
+    /// The same with whole patterns.
+    squares_to_host_seconds: Option<f64>,
 }
 
 pub(super) fn measure(
@@ -67,6 +74,10 @@ pub(super) fn measure(
         if let Some(error) = failed {
             return Err(Failed::new(format_args!("{name} over {batch} prompts of {n} tokens: {error}")));
         }
+        let crossing = Crossing::measure(device, batch, spec.n_heads, n).transpose();
+        let crossing = crossing.map_err(|error| {
+            Failed::new(format_args!("reading back a layer of {batch} prompts of {n} tokens: {error}"))
+        })?;
         let seconds = time.as_secs_f64();
         measured.push(Length {
             n,
@@ -75,6 +86,8 @@ pub(super) fn measure(
             prompts_per_s: batch as f64 / seconds,
             pattern_mb_per_s: mb_per_s(bytes, time),
             warm_up_seconds: warm_up.as_secs_f64(),
+            halves_to_host_seconds: crossing.map(|crossing| crossing.halves.as_secs_f64()),
+            squares_to_host_seconds: crossing.map(|crossing| crossing.squares.as_secs_f64()),
         });
     }
     let (device, load_seconds) = (device.to_string(), load.as_secs_f64());
@@ -84,12 +97,22 @@ pub(super) fn measure(
 impl Report for ForwardReport {
     fn text(&self) -> String {
         let mut out = format!("{} on {}, loaded in {:.2} s\n", self.model, self.device, self.load_seconds);
-        for Length { n, batch, tokens_per_s, prompts_per_s, pattern_mb_per_s, .. } in &self.lengths {
+        for length in &self.lengths {
+            let Length { n, batch, tokens_per_s, prompts_per_s, pattern_mb_per_s, .. } = length;
             let _ = writeln!(
                 out,
                 "n {n:5}, batch {batch:4}: {tokens_per_s:8.0} tokens/s, {prompts_per_s:8.1} prompts/s, \
                  {pattern_mb_per_s:7.0} MB/s of patterns"
             );
+            if let (Some(halves), Some(squares)) =
+                (length.halves_to_host_seconds, length.squares_to_host_seconds)
+            {
+                let (halves, squares) = (1e3 * halves, 1e3 * squares);
+                let _ = writeln!(
+                    out,
+                    "    a layer's patterns to the host: causal halves {halves:.2} ms, whole {squares:.2} ms"
+                );
+            }
         }
         out
     }

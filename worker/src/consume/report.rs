@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytesize::ByteSize;
-use common::{queue::rabbitmq::Waiting, settings::Span};
+use common::{job::FailureKind, queue::rabbitmq::Waiting, settings::Span};
 use serde::Serialize;
 
 use crate::{
@@ -105,7 +105,12 @@ impl Report {
                 };
                 *count += 1;
                 for failure in failures {
-                    tracing::warn!("job {} of run {}, {attempt}: {}", job.id, job.run, failure.reason);
+                    let is_dead = attempt.is_last() || failure.kind != FailureKind::Retryable;
+                    let now = if is_dead { " (a dead letter now)" } else { "" };
+                    tracing::warn!("job {} of run {}, {attempt}{now}: {}", job.id, job.run, failure.reason);
+                    if failure.hash.is_none() {
+                        self.summary.tally.fail_all(job.prompts.len(), failure.clone());
+                    }
                 }
             }
             _ => {}

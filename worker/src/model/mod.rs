@@ -5,6 +5,7 @@
 
 mod batch;
 mod checkpoint;
+mod crossing;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod device;
@@ -36,6 +37,7 @@ use common::{
     },
 };
 
+pub use self::crossing::Crossing;
 use self::{
     batch::Packing,
     checkpoint::Checkpoint,

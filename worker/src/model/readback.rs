@@ -156,15 +156,7 @@ impl Reader {
 /// Waits for one layer and gives its prompts to the sink.
 fn read(halves: Halves, sink: &mut dyn PatternSink, card: &str) -> Result<(), EngineError> {
     let Halves { layer, n_heads, values, spans } = halves;
-    // Not `into_data`, which reads when it is looked at and keeps the device's memory until it is dropped.
-    let execute = || Transaction::default().register(values).try_execute();
-    let data = match catch_unwind(AssertUnwindSafe(execute)) {
-        Ok(Ok(data)) => data.into_iter().next(),
-        Ok(Err(error)) => return Err(explain(&error, card)),
-        Err(_) => return Err(EngineError::Device(format!("reading a layer's patterns panicked ({card})"))),
-    };
-    let data = data.ok_or_else(|| EngineError::Bug("a read of one tensor gave none".to_owned()))?;
-    let buffer = Read::new(data)?;
+    let buffer = Read::new(fetch(values, card)?)?;
     let buffer: Arc<dyn Buffer> = Arc::new(buffer);
     for Span { prompt, n, start } in spans {
         let layout = Layout::Causal;
@@ -172,6 +164,18 @@ fn read(halves: Halves, sink: &mut dyn PatternSink, card: &str) -> Result<(), En
         sink.take(Pattern { prompt, layer, n_heads, n, layout, values }).map_err(|_| EngineError::Stopped)?;
     }
     Ok(())
+}
+
+/// Waits for `values` and copies them to the host; `card` describes the device, for errors.
+pub(super) fn fetch<const D: usize>(values: Tensor<D>, card: &str) -> Result<TensorData, EngineError> {
+    // Not `into_data`, which reads when it is looked at and keeps the device's memory until it is dropped.
+    let execute = || Transaction::default().register(values).try_execute();
+    let data = match catch_unwind(AssertUnwindSafe(execute)) {
+        Ok(Ok(data)) => data.into_iter().next(),
+        Ok(Err(error)) => return Err(explain(&error, card)),
+        Err(_) => return Err(EngineError::Device(format!("reading a layer's patterns panicked ({card})"))),
+    };
+    data.ok_or_else(|| EngineError::Bug("a read of one tensor gave none".to_owned()))
 }
 
 /// What was read, in whatever memory the device wrote it to: pages that it can write to directly, on a GPU.

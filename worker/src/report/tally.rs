@@ -86,7 +86,12 @@ impl Tally {
 
     /// Counts a prompt that failed, here or before it became a job.
     pub fn fail(&mut self, failure: Failure) {
-        self.failed += 1;
+        self.fail_all(1, failure);
+    }
+
+    /// Counts prompts that failed together.
+    pub fn fail_all(&mut self, prompts: usize, failure: Failure) {
+        self.failed += prompts;
         if self.failures.len() < FAILURES_KEPT {
             self.failures.push(failure);
         }

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf};
 
-use crate::prompt::PromptHash;
+use crate::{prompt::PromptHash, talk::PROGRESS};
 
 /// Of bad lines and of conflicts this many are kept to be shown; all are counted.
 pub const MAX_SHOWN: usize = 1000;
@@ -96,9 +96,12 @@ impl LoadReport {
         for conflict in self.conflicts.iter().take(LINES_TOLD) {
             tracing::warn!("{}: {conflict}", self.path.display());
         }
-        let seed = self.seed.map(|seed| format!(", shuffled with --seed {seed}")).unwrap_or_default();
+        if let Some(seed) = self.seed {
+            // At once, not at the end: whoever is killed before goes on with it.
+            tracing::info!(target: PROGRESS, "{}: shuffled with --seed {seed}", self.path.display());
+        }
         tracing::info!(
-            "{}: {} prompts from {} lines ({} blank, {} bad, {} duplicates, {} too short, {} split){seed}",
+            "{}: {} prompts from {} lines ({} blank, {} bad, {} duplicates, {} too short, {} split)",
             self.path.display(),
             self.prompts,
             self.lines,
