@@ -155,6 +155,16 @@ pub struct Failure {
     pub reason: String,
 }
 
+/// For a person: the prompt, where it is known, and the reason.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(hash) = &self.hash {
+            write!(f, "prompt {hash}: ")?;
+        }
+        f.write_str(&self.reason)
+    }
+}
+
 /// What became of a job's prompts.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {

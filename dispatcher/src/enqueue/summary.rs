@@ -154,8 +154,7 @@ impl ModelSummary {
             }
         }
         for failure in self.failures.iter().take(FAILURES_SHOWN) {
-            let prompt = failure.hash.as_ref().map(|hash| format!("prompt {hash}: ")).unwrap_or_default();
-            let _ = writeln!(out, "  failed: {prompt}{}", failure.reason);
+            let _ = writeln!(out, "  failed: {failure}");
         }
         if self.failed > FAILURES_SHOWN {
             let _ = writeln!(out, "  and {} more", self.failed - FAILURES_SHOWN);

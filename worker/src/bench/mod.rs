@@ -12,7 +12,10 @@ mod timing;
 
 use std::{fmt, path::Path};
 
-use common::{exit::Exit, model::locate::LocateError, settings::Settings, store::StoreError, talk::say};
+use common::{
+    exit::Exit, job::FailureKind, model::locate::LocateError, settings::Settings, store::StoreError,
+    talk::say,
+};
 use serde::Serialize;
 
 use crate::{cli::Bench, encode::Sample, model::LoadError};
@@ -31,32 +34,31 @@ struct Failed {
 }
 
 impl Failed {
-    /// Of storage, which may be better later.
-    fn passing(reason: impl fmt::Display) -> Failed {
-        Failed { exit: Exit::Transient, ..Failed::new(reason) }
-    }
-
     /// A failure that the user must do something about.
     fn new(reason: impl fmt::Display) -> Failed {
-        Failed { reason: reason.to_string(), exit: Exit::Configuration }
+        Failed::of(FailureKind::Permanent, reason)
+    }
+
+    fn of(kind: FailureKind, reason: impl fmt::Display) -> Failed {
+        Failed { reason: reason.to_string(), exit: kind.into() }
     }
 }
 
 impl From<LocateError> for Failed {
     fn from(error: LocateError) -> Failed {
-        Failed { exit: error.kind().into(), ..Failed::new(error) }
+        Failed::of(error.kind(), error)
     }
 }
 
 impl From<LoadError> for Failed {
     fn from(error: LoadError) -> Failed {
-        Failed { exit: error.kind().into(), ..Failed::new(error) }
+        Failed::of(error.kind(), error)
     }
 }
 
 impl From<StoreError> for Failed {
     fn from(error: StoreError) -> Failed {
-        Failed { exit: error.kind().into(), ..Failed::new(error) }
+        Failed::of(error.kind(), error)
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use common::{
     capture::{Capture, Dtype},
-    job::RunId,
+    job::{FailureKind, RunId},
     model::reference::ModelName,
     npz::{Entry, layer_entry_name, write_npz},
     prompt::PromptHash,
@@ -75,7 +75,9 @@ pub(super) fn measure(dir: &Path, files: &[PathBuf]) -> Result<StoreReport, Fail
         write_npz(&entries(prompt), &mut bytes).map_err(Failed::new)?;
     }
     let (done, plain) = timed(|| plain(&scratch.path().join("plain"), &bytes, total));
-    done.map_err(|error| Failed::passing(format_args!("writing to {}: {error}", dir.display())))?;
+    done.map_err(|error| {
+        Failed::of(FailureKind::Retryable, format_args!("writing to {}: {error}", dir.display()))
+    })?;
     Ok(StoreReport {
         prompts: PROMPTS,
         bytes_a_prompt: total / PROMPTS as u64,

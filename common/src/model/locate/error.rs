@@ -160,7 +160,7 @@ pub enum LocateError {
 }
 
 impl LocateError {
-    /// What to do about it, as policy: a model that is not there now may be there later or elsewhere.
+    /// What to do about it, as policy: what the hub or the disk does not give now it may give later.
     pub fn kind(&self) -> FailureKind {
         match self {
             LocateError::Unreachable { .. } | LocateError::Download { .. } | LocateError::Io { .. } => {

@@ -48,15 +48,11 @@ fn values_of(entry: &Entry, shape: &[usize], dtype: Dtype) -> Vec<u8> {
     read_values(entry, shape, dtype).expect("every inflater reads it")
 }
 
-/// The same values with three more of others in every row, and three more rows in every head.
-fn padded(values: &[f32], n: usize) -> Vec<f32> {
-    let mut batch = Vec::new();
-    for head in values.chunks_exact(n * n) {
-        for row in head.chunks_exact(n) {
-            batch.extend_from_slice(row);
-            batch.extend([7.5; 3]);
-        }
-        batch.extend(vec![7.5; 3 * (n + 3)]);
+/// The same values in rows of `padded`, as many of which a head has; what is between them is something else.
+fn padded(values: &[f32], n: usize, padded: usize) -> Vec<f32> {
+    let mut batch = vec![7.5; values.len() / (n * n) * padded * padded];
+    for (row, values) in values.chunks_exact(n).enumerate() {
+        batch[(row / n * padded + row % n) * padded..][..n].copy_from_slice(values);
     }
     batch
 }
@@ -69,7 +65,7 @@ fn packed(values: &[f32], n: usize) -> Vec<f32> {
 fn check(values: &[f32], n_heads: usize, n: usize) {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_bits().to_le_bytes()).collect();
     let halves: Vec<u8> = values.iter().flat_map(|&v| f16::from_f32(v).to_bits().to_le_bytes()).collect();
-    let (padded, packed) = (padded(values, n), packed(values, n));
+    let (padded, packed) = (padded(values, n, n + 3), packed(values, n));
     let mut views =
         vec![PatternView::new(values, n_heads, n), PatternView::padded(&padded, n_heads, n, n + 3)];
     if (0..values.len()).all(|at| at % n <= at / n % n || values[at].to_bits() == 0) {
@@ -183,25 +179,17 @@ fn constants_and_zeros() {
 
 #[test]
 fn a_prompt_inside_a_padded_batch_and_packed_rows_give_the_same_values() {
-    for (n, padded) in [(1, 4), (37, 64), (300, 301)] {
+    for (n, longest) in [(1, 4), (37, 64), (300, 301)] {
         let n_heads = 3;
         let values = causal(n_heads, n, n, noise(5));
-        let mut batch = vec![7.5; n_heads * padded * padded];
-        let mut packed = Vec::new();
-        for head in 0..n_heads {
-            for query in 0..n {
-                let row = &values[(head * n + query) * n..][..n];
-                batch[(head * padded + query) * padded..][..n].copy_from_slice(row);
-                packed.extend_from_slice(&row[..query + 1]);
-            }
-        }
+        let (batch, packed) = (padded(&values, n, longest), packed(&values, n));
         let kinds = [Compression::Causal, Compression::Zlib(ZlibLevel::NUMPY)];
         let both = [Dtype::Float32, Dtype::Float16];
         for (dtype, compression) in both.into_iter().flat_map(|dtype| kinds.map(|kind| (dtype, kind))) {
             let mut encoder = Encoder::new(compression, dtype);
             let views = [
                 PatternView::new(&values, n_heads, n),
-                PatternView::padded(&batch, n_heads, n, padded),
+                PatternView::padded(&batch, n_heads, n, longest),
                 PatternView::packed_causal(&packed, n_heads, n),
             ];
             let [whole, padded, packed] =
